@@ -1,0 +1,153 @@
+"""What a result was made from: the header that every artifact carries, and the check that a consumer was given the right artifact."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tessera.files import UserError
+from tessera.spec.lineage import differences
+from tessera.spec.schema import Spec
+from tessera.structures import ClassCatalog
+
+FORMAT = 1
+"""Raised when an older reader could misunderstand a newer artifact."""
+
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "pytorch-lightning",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+    "pycocotools",
+    "tensorrt",
+)
+
+
+@dataclass(frozen=True)
+class Header:
+    """Embedded in model.pth (key ``header``), in ONNX files (metadata property ``tessera``) and beside engines, as JSON."""
+
+    stage: str
+    """The verb that wrote the artifact: train, export, precision, engine."""
+    experiment: str
+    spec: Spec
+    lineage: dict[str, Any]
+    """Of ``stage``; see spec.lineage."""
+    catalog: ClassCatalog
+    """The classes of the model's outputs (things only for an instance model)."""
+    precision: str = "fp32"
+    facts: dict[str, Any] = field(default_factory=lambda: collect())
+    """Commit, versions and hardware: informative, never compared."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "stage": self.stage,
+            "experiment": self.experiment,
+            "precision": self.precision,
+            "spec": self.spec.model_dump(mode="json"),
+            "lineage": self.lineage,
+            "catalog": self.catalog.to_json(),
+            "facts": self.facts,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, path: Path) -> Header:
+        """Raises UserError naming ``path`` when ``value`` is no header, or one of a newer format."""
+        if not isinstance(value, dict) or "format" not in value:
+            raise UserError(f"{path}: carries no tessera header; expected a file that a tessera stage wrote")
+        if value["format"] != FORMAT:
+            raise UserError(
+                f"{path}: has header format {value['format']}, this version reads {FORMAT}; make the file again"
+            )
+        try:
+            return cls(
+                stage=value["stage"],
+                experiment=value["experiment"],
+                spec=Spec.model_validate(value["spec"], strict=False),
+                lineage=value["lineage"],
+                catalog=ClassCatalog.from_json(value["catalog"]),
+                precision=value["precision"],
+                facts=value["facts"],
+            )
+        except (KeyError, TypeError, IndexError, ValueError) as error:
+            raise UserError(
+                f"{path}: its tessera header is damaged ({type(error).__name__}: {error}); make the file again"
+            ) from None
+
+    def require(self, path: Path, stage: str, expected: dict[str, Any]) -> None:
+        """Raises UserError unless the artifact was made by ``stage`` from exactly the lineage ``expected``."""
+        if self.stage != stage:
+            raise UserError(f"{path}: was written by the stage {self.stage}, expected one by {stage}")
+        changed = differences(self.lineage, expected)
+        if changed:
+            lines = "\n  ".join(changed[:20])
+            raise UserError(
+                f"{path}: was made from another spec than the one asked for; make it again (snakemake does so by itself).\n"
+                f"  {lines}"
+            )
+
+
+def collect() -> dict[str, Any]:
+    """Commit, package versions and hardware of this process. No host name, no path, no clock."""
+    return {
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpus": _gpus()},
+    }
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The checkout's commit, with ``-dirty`` when tracked files differ; None outside a checkout."""
+    try:
+        answer = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return answer.stdout.strip() or None
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.machine()
+
+
+def _gpus() -> list[str]:
+    """Empty without torch in memory: asking must not import it."""
+    import sys
+
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

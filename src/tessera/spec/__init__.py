@@ -1,0 +1,1 @@
+"""The complete, validated description of an experiment, resolved from parts. Nothing downstream reads anything else."""

@@ -1,0 +1,400 @@
+"""Every key of a spec: its type, default, range and meaning. The reference in docs/ and the editors' JSON Schema are made from here.
+
+A key marked ``Inert`` cannot change a result (worker counts, verbosity); it stays out of every lineage, so that changing it
+reruns nothing. Paths of data are relative to the data root, which is inert too.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Inert = {"inert": True}
+"""For ``json_schema_extra``: the key cannot change a result."""
+
+Mode = Literal["panoptic", "instance", "semantic"]
+Precision = Literal["fp32", "fp16", "int8"]
+Unit = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Field(ge=32)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+
+class SwinSpec(Section):
+    """Explicit sizes; a key left out is given by the backbone's name."""
+
+    embed_dim: int | None = Field(None, ge=8, le=1024)
+    """Channels of the first stage; every later stage doubles them."""
+    depths: list[Annotated[int, Field(ge=1)]] | None = Field(None, min_length=4, max_length=4)
+    """Blocks per stage."""
+    num_heads: list[Annotated[int, Field(ge=1)]] | None = Field(None, min_length=4, max_length=4)
+    """Attention heads per stage; each must divide its stage's channels."""
+    window_size: int | None = Field(None, ge=2, le=64)
+    """Side of an attention window in patches of 4 pixels; 7, or 12 for 384-pixel pretraining."""
+
+
+class BackboneSpec(Section):
+    name: str = "swin_tiny"
+    """`swin_tiny|small|base|large|huge`, `efficientvit_b0..b3`, `efficientvit_l0..l3`, or any timm pyramid model by its timm name."""
+    swin: SwinSpec = SwinSpec()
+    """Only with a Swin backbone."""
+    drop_path_rate: float = Field(0.3, ge=0, lt=1)
+    """Stochastic depth, growing linearly to this rate at the last block; 0 turns it off."""
+    pretrained: str | None = None
+    """Weights to start from: a local file (timm, torchvision or original naming), `timm` for timm's own download, or nothing."""
+
+
+class PixelDecoderSpec(Section):
+    """Multi-scale deformable attention over strides 32, 16 and 8, then one top-down step to stride 4 (Mask2Former, section 3.2.2)."""
+
+    hidden_dim: int = Field(256, ge=32, le=1024)
+    """Channels everywhere in the pixel decoder and of the mask features; a multiple of 32 (group norm) and of `nheads`."""
+    layers: int = Field(6, ge=1, le=24)
+    """Encoder layers."""
+    nheads: int = Field(8, ge=1, le=32)
+    """Attention heads."""
+    points: int = Field(4, ge=1, le=16)
+    """Sampling points per head and level."""
+    dim_feedforward: int = Field(1024, ge=32)
+    """Inner width of the encoder's feed-forward layers."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """After attention and inside the feed-forward layers."""
+
+
+class TransformerDecoderSpec(Section):
+    """Masked attention decoder (Mask2Former, section 3.2.1). Its width is the pixel decoder's `hidden_dim`."""
+
+    num_object_queries: int = Field(100, ge=1, le=2000)
+    """Upper bound of objects per image."""
+    layers: int = Field(9, ge=1, le=50)
+    """Layers; one less than TAO's and detectron2's `dec_layers`, which counts the prediction on the raw queries."""
+    nheads: int = Field(8, ge=1, le=32)
+    """Attention heads."""
+    dim_feedforward: int = Field(2048, ge=32)
+    """Inner width of the feed-forward layers."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """In attention and feed-forward layers."""
+    pre_norm: bool = False
+    """Normalise before each block instead of after it."""
+
+
+class MaskLossSpec(Section):
+    """Losses of the mask transformers, and the costs of the matching, which have the same weights."""
+
+    class_weight: float = Field(2.0, ge=0)
+    """Cross-entropy over C classes and no-object."""
+    mask_weight: float = Field(5.0, ge=0)
+    """Binary cross-entropy at the sampled points."""
+    dice_weight: float = Field(5.0, ge=0)
+    """Dice loss at the sampled points."""
+    no_object_weight: float = Field(0.1, ge=0)
+    """Weight of the no-object class inside the cross-entropy."""
+    deep_supervision: bool = True
+    """The same losses after every decoder layer and on the raw queries."""
+    train_num_points: int = Field(12544, ge=1)
+    """Points per mask in the losses, and in the matching costs."""
+    oversample_ratio: float = Field(3.0, ge=1)
+    """Random candidates per chosen point."""
+    importance_sample_ratio: Unit = 0.75
+    """Share of the points that are the most uncertain candidates; the rest are uniform."""
+
+
+class Mask2FormerSpec(Section):
+    name: Literal["mask2former"] = "mask2former"
+    """Model family."""
+    mode: Mode = "panoptic"
+    """What the network is trained for and its post-processing yields; panoptic yields all three."""
+    pixel_mean: tuple[Unit, Unit, Unit] = (0.485, 0.456, 0.406)
+    """RGB, for images in [0, 1]."""
+    pixel_std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
+        0.229,
+        0.224,
+        0.225,
+    )
+    """RGB, for images in [0, 1]."""
+    backbone: BackboneSpec = BackboneSpec()
+    pixel_decoder: PixelDecoderSpec = PixelDecoderSpec()
+    decoder: TransformerDecoderSpec = TransformerDecoderSpec()
+    loss: MaskLossSpec = MaskLossSpec()
+
+
+class DemoSpec(Section):
+    """Generated scenes: coloured shapes (things) over textured ground (stuff); byte-identical for equal keys."""
+
+    train_images: int = Field(96, ge=1, le=100_000)
+    """Scenes of the train split."""
+    val_images: int = Field(16, ge=1, le=100_000)
+    """Scenes of the val split."""
+    test_images: int = Field(24, ge=1, le=100_000)
+    """Scenes of the test split."""
+    height: Side = 128
+    """Pixels."""
+    width: Side = 128
+    """Pixels."""
+    max_objects: int = Field(5, ge=1, le=50)
+    """A scene has 1 to this many shapes."""
+    seed: int = Field(0, ge=0)
+    """Every scene depends on (seed, split, index) alone."""
+
+
+class SplitSpec(Section):
+    images: str | None = None
+    """Folder of the images, relative to the data root."""
+    annotations: str | None = None
+    """COCO JSON, or JSONL of `img` and `segm` for mask pairs, relative to the data root."""
+    panoptic: str | None = None
+    """Folder of the panoptic PNG files (`coco_panoptic` only), relative to the data root."""
+    batch_size: int = Field(1, ge=1)
+    """Images per step and process. In val and test it changes nothing but speed and memory."""
+    num_workers: int = Field(2, ge=0, le=256, json_schema_extra=Inert)
+    """Loader processes; 0 loads in the main process."""
+    target_size: tuple[Side, Side] | None = None
+    """(height, width) every image is stretched to before anything else; left out, images keep their size."""
+
+
+class AugmentationSpec(Section):
+    train_min_size: list[Side] = Field([640], min_length=1)
+    """Shorter side after resizing; one is drawn per image. A single value stays single (TAO silently widens it)."""
+    train_max_size: Side = 2560
+    """Longer side is never resized beyond this."""
+    train_scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
+    """Large-scale jitter: resize to fit the crop times a factor drawn from this range, instead of `train_min_size`."""
+    train_crop_size: tuple[Side, Side] = (640, 640)
+    """(height, width) of the random crop; smaller images are padded to it."""
+    single_class_max_area: float = Field(1.0, gt=0, le=1)
+    """A semantic crop is drawn again (up to 10 times) while one class covers more than this share; 1 turns it off."""
+    flip: Unit = 0.5
+    """Probability of a horizontal flip."""
+    color_jitter: bool = True
+    """Brightness, contrast, saturation and hue as in SSD."""
+    test_min_size: Side = 640
+    """Shorter side in validation, test, inference and export."""
+    test_max_size: Side = 2560
+    """Longer side in the same."""
+
+
+class DatasetSpec(Section):
+    name: str = "demo"
+    """Name of its file in config/datasets and of its folder in data/."""
+    type: Literal["mask_pairs", "coco", "coco_panoptic"] = "coco_panoptic"
+    """`mask_pairs`: JSONL of image and mask PNG (TAO's `ade`), semantic; `coco`: instance JSON; `coco_panoptic`: JSON and PNG, all modes."""
+    generator: DemoSpec | None = None
+    """Set for the demo dataset, whose files are generated."""
+    label_map: str | None = None
+    """JSON list of `id` (above 0), `name`, `color`, `isthing`, relative to the data root. COCO files may do without: theirs is used."""
+    contiguous_id: bool = True
+    """Classes are the label map's entries in order. False: classes are the ids 1..num_classes, unnamed where the map has none (TAO)."""
+    num_classes: int | None = Field(None, ge=1)
+    """Checked against the label map where given; required when `contiguous_id` is false."""
+    ignore_id: int = Field(0, ge=0, le=65535)
+    """Mask value that means unlabeled (`mask_pairs`); 255 always does, unless the label map has a class 255."""
+    train: SplitSpec = SplitSpec()
+    val: SplitSpec = SplitSpec()
+    test: SplitSpec = SplitSpec()
+    augmentation: AugmentationSpec = AugmentationSpec()
+
+
+class OptimSpec(Section):
+    type: Literal["AdamW", "SGD"] = "AdamW"
+    """Optimiser."""
+    lr: float = Field(1e-4, gt=0)
+    """Learning rate; not scaled by batch size or number of processes."""
+    backbone_multiplier: float = Field(0.1, ge=0)
+    """Factor on the learning rate of the backbone."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """SGD only."""
+    weight_decay: float = Field(0.05, ge=0)
+    """Not applied to norms, biases of norms, embeddings and relative position biases (as published)."""
+    lr_scheduler: Literal["MultiStep", "StepLR", "WarmupPoly", "ReduceOnPlateau", "Constant"] = "MultiStep"
+    """MultiStep, StepLR and ReduceOnPlateau step per epoch; WarmupPoly per optimiser step, to zero at the last one."""
+    milestones: list[Annotated[int, Field(ge=1)]] = [88, 96]
+    """MultiStep: epochs after which the rate is multiplied by `gamma`."""
+    step_size: int = Field(40, ge=1)
+    """StepLR: epochs between two multiplications by `gamma`."""
+    gamma: float = Field(0.1, gt=0, le=1)
+    """MultiStep, StepLR, ReduceOnPlateau: factor."""
+    power: float = Field(0.9, gt=0)
+    """WarmupPoly: exponent."""
+    warmup_iters: int = Field(0, ge=0)
+    """Optimiser steps of linear warm-up, under every scheduler."""
+    warmup_factor: float = Field(0.001, gt=0, le=1)
+    """Share of the rate at the first warm-up step."""
+    monitor_name: Literal["train_loss", "val_loss"] = "train_loss"
+    """ReduceOnPlateau: what has to fall."""
+    patience: int = Field(10, ge=0)
+    """ReduceOnPlateau: epochs without a fall before the rate is multiplied."""
+
+
+class TrainSpec(Section):
+    num_epochs: int = Field(50, ge=1)
+    """Passes over the train split. Raising it later continues the same training (not under WarmupPoly, whose curve would change)."""
+    iters_per_epoch: int | None = Field(None, ge=1)
+    """Steps that make up an epoch; left out, one pass over the split (the incomplete last batch is dropped)."""
+    checkpoint_interval: int = Field(1, ge=1, json_schema_extra=Inert)
+    """Epochs or steps between checkpoints."""
+    checkpoint_interval_unit: Literal["epoch", "step"] = Field("epoch", json_schema_extra=Inert)
+    """Unit of `checkpoint_interval`."""
+    keep_checkpoints: int | None = Field(None, ge=1, json_schema_extra=Inert)
+    """Newest checkpoints to keep beside the latest; left out, all."""
+    validation_interval: int = Field(1, ge=1)
+    """Epochs or steps between validations; the last epoch always ends with one."""
+    validation_interval_unit: Literal["epoch", "step"] = "epoch"
+    """Unit of `validation_interval`."""
+    select: Literal["last", "best"] = "last"
+    """Which weights become model.pth: those after the last epoch, or those of the best validation metric of the mode."""
+    num_gpus: int = Field(1, ge=1)
+    """Processes, one GPU each; without a GPU, processes on the CPU. The larger of this and the length of `gpu_ids` counts."""
+    gpu_ids: list[Annotated[int, Field(ge=0)]] = [0]
+    """Which GPUs."""
+    num_nodes: int = Field(1, ge=1)
+    """Machines."""
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    """fp16 and bf16 are mixed precision: weights stay fp32. fp16 needs a GPU."""
+    distributed_strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Used with more than one process: replicated, or fully sharded parameters."""
+    activation_checkpoint: bool = Field(False, json_schema_extra=Inert)
+    """Recompute activations in the backward pass: less memory, the same numbers, about a third slower."""
+    clip_grad_type: Literal["full", "value", "none"] = "full"
+    """`full`: norm over all parameters; `value`: each element; `none`: no clipping."""
+    clip_grad_norm: float = Field(0.01, gt=0)
+    """Largest norm, or largest absolute value."""
+    clip_grad_norm_type: float = Field(2.0, gt=0)
+    """Order of the norm."""
+    freeze: list[str] = []
+    """Dotted module names whose parameters are not trained, such as `backbone`; an unknown name is an error."""
+    pretrained_model_path: str | None = None
+    """Checkpoint whose weights training starts from (fine-tuning): by name and shape, with a report; heads of another class count start afresh."""
+    resume_training_checkpoint_path: str | None = None
+    """Checkpoint to continue from instead of the latest one; refused where model, data or optimiser differ."""
+    verbose: bool = Field(False, json_schema_extra=Inert)
+    """Logs the learning rate of every parameter group at every step."""
+    optim: OptimSpec = OptimSpec()
+
+
+class PostprocessSpec(Section):
+    """Read by evaluation and inference, never by training: changing a threshold retrains nothing."""
+
+    object_mask_threshold: Unit = 0.8
+    """Panoptic: queries whose best class scores lower are dropped."""
+    overlap_threshold: Unit = 0.8
+    """Panoptic: a segment is dropped when less than this share of its mask is left after the others took theirs."""
+    test_topk_per_image: int = Field(100, ge=1)
+    """Instance: (query, class) pairs kept per image."""
+
+
+class EvaluateSpec(Section):
+    split: Literal["val", "test"] = "test"
+    """Which images the numbers are made from."""
+
+
+class InferenceSpec(Section):
+    images: str | None = None
+    """Folder or image file, relative to the data root; left out, the images of the evaluated split."""
+    max_images: int | None = Field(16, ge=1)
+    """The first so many in sorted order; left out, all."""
+    score_threshold: Unit = 0.5
+    """Instances below are not drawn; the machine-readable results keep them."""
+    opacity: Unit = 0.5
+    """Of the drawn masks."""
+
+
+class ExportSpec(Section):
+    input_height: Side = 640
+    """Of the exported graph, a multiple of 32."""
+    input_width: Side = 640
+    """Of the exported graph, a multiple of 32."""
+    dynamic_size: bool = False
+    """Height and width stay free; `input_height` and `input_width` then only trace."""
+    batch_size: int = Field(-1, ge=-1)
+    """-1: the batch stays free; otherwise fixed."""
+    opset_version: int = Field(18, ge=18, le=25)
+    """ONNX operator set."""
+    on_cpu: bool = True
+    """True: standard operators only, runs everywhere. False: deformable attention as TensorRT's MultiscaleDeformableAttnPlugin_TRT."""
+
+    @model_validator(mode="after")
+    def _sizes(self) -> ExportSpec:
+        for key in ("input_height", "input_width"):
+            value = getattr(self, key)
+            if value % 32:
+                raise ValueError(
+                    f"{key} is {value}, expected a multiple of 32 (nearest: {max(32, round(value / 32) * 32)})"
+                )
+        if self.batch_size == 0:
+            raise ValueError("batch_size is 0, expected -1 (free) or at least 1")
+        return self
+
+
+class PrecisionSpec(Section):
+    fp16_keep: list[str] = [
+        "GridSample",
+        "Softmax",
+        "LayerNormalization",
+        "GroupNormalization",
+        "InstanceNormalization",
+        "ReduceMean",
+        "Pow",
+    ]
+    """ONNX operator types that stay in fp32 inside an fp16 graph."""
+
+
+class EngineSpec(Section):
+    min_batch_size: int = Field(1, ge=1)
+    """Smallest batch the engine accepts."""
+    opt_batch_size: int = Field(1, ge=1)
+    """Batch the engine is tuned for."""
+    max_batch_size: int = Field(1, ge=1)
+    """Largest batch the engine accepts."""
+    workspace_size: int = Field(1024, ge=1)
+    """Scratch memory for building, MiB."""
+    timing_cache: str | None = Field(None, json_schema_extra=Inert)
+    """File that remembers kernel timings between builds; left out, none is kept."""
+    verbose: bool = Field(False, json_schema_extra=Inert)
+    """TensorRT's own detailed log."""
+
+    @model_validator(mode="after")
+    def _order(self) -> EngineSpec:
+        if not self.min_batch_size <= self.opt_batch_size <= self.max_batch_size:
+            raise ValueError(
+                f"min_batch_size {self.min_batch_size}, opt_batch_size {self.opt_batch_size}, max_batch_size "
+                f"{self.max_batch_size}: expected min <= opt <= max"
+            )
+        return self
+
+
+class ParitySpec(Section):
+    images: int = Field(4, ge=1)
+    """Images of the evaluated split that both runtimes see."""
+    tolerance: float = Field(1e-3, gt=0)
+    """fp32: largest allowed mean absolute difference of an output, as a share of the output's standard deviation."""
+    tolerance_fp16: float = Field(2e-2, gt=0)
+    """The same for fp16 graphs."""
+
+
+class Spec(Section):
+    """One experiment."""
+
+    seed: int = Field(0, ge=0, le=2**31 - 1)
+    """Everything random derives from it."""
+    data_root: str = Field("data", json_schema_extra=Inert)
+    """Folder that the dataset's paths are relative to; set by `--config data_root=...` or `--data-root`."""
+    model: Mask2FormerSpec = Mask2FormerSpec()
+    dataset: DatasetSpec = DatasetSpec()
+    train: TrainSpec = TrainSpec()
+    postprocess: PostprocessSpec = PostprocessSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    inference: InferenceSpec = InferenceSpec()
+    export: ExportSpec = ExportSpec()
+    precision: PrecisionSpec = PrecisionSpec()
+    engine: EngineSpec = EngineSpec()
+    parity: ParitySpec = ParitySpec()
+
+
+def is_inert(section: type[BaseModel], key: str) -> bool:
+    extra: Any = section.model_fields[key].json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("inert"))
