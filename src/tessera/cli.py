@@ -1,0 +1,423 @@
+"""One sub-command per stage. Every stage is imported when it is called, so that `tessera compare` needs no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TextIO
+
+import typer
+
+from tessera.files import UserError, read_json, write_json, write_text
+from tessera.spec.lineage import RUNTIMES, STAGES, lineage, lineage_digest
+
+if TYPE_CHECKING:
+    from tessera.inference import Predictor
+    from tessera.spec.compose import Resolved
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Reproducible segmentation and detection experiments. Each sub-command is one stage; `snakemake` runs them in order.",
+)
+
+Experiment = Annotated[
+    str, typer.Argument(help="Name of an experiment: <model>_<backbone>[-<dataset>][-<variant>][-seed<n>].")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Keys of the spec as a.b=c, applied last.", show_default=False)
+]
+DataRoot = Annotated[
+    str | None, typer.Option(help="Folder that datasets' paths are relative to.", show_default="config/config.yaml's")
+]
+Expect = Annotated[
+    str | None, typer.Option(help="Lineage digest planned by the workflow; another one is refused.", show_default=False)
+]
+Log = Annotated[Path | None, typer.Option(help="File that receives everything printed, too.", show_default=False)]
+Runtime = Annotated[str, typer.Option(help="What executes the network: torch, onnx or trt.")]
+Precision = Annotated[str, typer.Option(help="fp32 or fp16; of the ONNX graph or the engine.")]
+
+RESULTS = Path("results")
+
+
+@app.command()
+def demo(dataset: str = "demo", data_root: DataRoot = None, log: Log = None) -> None:
+    """Generate a demo dataset in every supported format."""
+    from tessera.data.demo import write_demo
+    from tessera.spec.compose import load_grid
+
+    _start_log(log)
+    grid = load_grid(data_root=data_root)
+    spec = grid.dataset(dataset)
+    if spec.generator is None:
+        raise UserError(f"config/datasets/{dataset}.yaml: has no `generator`; only generated datasets can be made")
+    write_demo(Path(grid.data_root) / dataset, spec.generator)
+
+
+@app.command()
+def check(dataset: str, out: Annotated[Path, typer.Option()], data_root: DataRoot = None, log: Log = None) -> None:
+    """Open every file of a dataset and list all problems at once."""
+    from tessera.data.check import check_dataset
+    from tessera.spec.compose import load_grid
+
+    _start_log(log)
+    grid = load_grid(data_root=data_root)
+    write_json(out, check_dataset(grid.dataset(dataset), grid.data_root))
+
+
+@app.command()
+def train(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    checkpoints: Annotated[Path, typer.Option(help="Root of the resume state.")] = Path("checkpoints"),
+    data_root: DataRoot = None,
+    expect: Expect = None,
+    log: Log = None,
+) -> None:
+    """Train; continues by itself from the newest valid checkpoint of the same training."""
+    from tessera.training.train import train
+
+    resolved = _open(experiment, overrides, data_root, expect, log, "train")
+    train(resolved.spec, experiment, _folder(experiment), checkpoints)
+
+
+@app.command()
+def export(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    data_root: DataRoot = None,
+    expect: Expect = None,
+    log: Log = None,
+) -> None:
+    """Write model.onnx."""
+    from tessera.deploy.export import export
+
+    resolved = _open(experiment, overrides, data_root, expect, log, "export")
+    export(_model(experiment), _folder(experiment) / "model.onnx", resolved.spec, experiment)
+
+
+@app.command()
+def precision(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    precision: Precision = "fp16",
+    data_root: DataRoot = None,
+    expect: Expect = None,
+    log: Log = None,
+) -> None:
+    """Write model.fp16.onnx from model.onnx, and a report of size and difference."""
+    from tessera.deploy.precision import to_fp16
+
+    _require_precision(precision, ("fp16",))
+    resolved = _open(experiment, overrides, data_root, expect, log, "precision", precision=precision)
+    folder = _folder(experiment)
+    report = to_fp16(folder / "model.onnx", folder / f"model.{precision}.onnx", resolved.spec, experiment)
+    write_json(folder / f"precision.{precision}.json", report)
+
+
+@app.command()
+def engine(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    precision: Precision = "fp32",
+    data_root: DataRoot = None,
+    expect: Expect = None,
+    log: Log = None,
+) -> None:
+    """Build a TensorRT engine from the ONNX graph of that precision. Needs an NVIDIA GPU."""
+    from tessera.deploy.engine import build_engine
+
+    _require_precision(precision)
+    resolved = _open(experiment, overrides, data_root, expect, log, "engine", precision=precision)
+    graph = _model(experiment, "onnx", precision)
+    build_engine(graph, graph.with_suffix(".engine"), resolved.spec, experiment)
+
+
+@app.command()
+def parity(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    runtime: Runtime = "onnx",
+    precision: Precision = "fp32",
+    data_root: DataRoot = None,
+    expect: Expect = None,
+    log: Log = None,
+) -> None:
+    """Compare a runtime's outputs with PyTorch's on real images; fails outside the tolerance."""
+    from tessera.data.datamodule import eval_loader
+    from tessera.deploy.parity import check_parity
+
+    resolved = _open(experiment, overrides, data_root, expect, log, "parity", runtime, precision)
+    spec = resolved.spec
+    reference = _predictor(resolved, "torch", "fp32")
+    candidate = _predictor(resolved, runtime, precision)
+    loader = eval_loader(
+        spec,
+        reference.header.catalog,
+        spec.evaluate.split,
+        fixed_size=candidate.input_size,
+        limit=spec.parity.images,
+        max_batch=candidate.max_batch,
+    )
+    report = check_parity(reference, candidate, loader, spec)
+    write_json(_folder(experiment) / _name("parity.json", runtime, precision), report)
+
+
+@app.command()
+def evaluate(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    runtime: Runtime = "torch",
+    precision: Precision = "fp32",
+    data_root: DataRoot = None,
+    expect: Expect = None,
+    log: Log = None,
+) -> None:
+    """Measure a runtime on every image of the evaluated split."""
+    from tessera.data.datamodule import eval_loader
+    from tessera.evaluation.evaluate import evaluate
+
+    resolved = _open(experiment, overrides, data_root, expect, log, "evaluate", runtime, precision)
+    spec = resolved.spec
+    predictor = _predictor(resolved, runtime, precision)
+    catalog = predictor.header.catalog
+    loader = eval_loader(
+        spec, catalog, spec.evaluate.split, fixed_size=predictor.input_size, max_batch=predictor.max_batch
+    )
+    evaluation = evaluate(predictor, loader, catalog, spec.model.mode)
+    out = _folder(experiment) / _name("eval.json", runtime, precision)
+    evaluation.write_predictions(out.with_suffix(".predictions.json.gz"))
+    document = evaluation.to_json(
+        experiment=experiment,
+        parts=resolved.parts,
+        spec=spec,
+        runtime=runtime,
+        precision=precision,
+        lineage=lineage(spec, "evaluate", runtime, precision),
+    )
+    write_json(out, document)
+    print(evaluation.summary(), flush=True)
+
+
+@app.command()
+def infer(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    runtime: Runtime = "torch",
+    precision: Precision = "fp32",
+    data_root: DataRoot = None,
+    expect: Expect = None,
+    log: Log = None,
+) -> None:
+    """Write overlays and machine-readable results for the images of `inference.images`, or of the evaluated split."""
+    from tessera.inference.results import infer
+
+    resolved = _open(experiment, overrides, data_root, expect, log, "infer", runtime, precision)
+    folder = _folder(experiment) / _name("inference", runtime, precision)
+    infer(_predictor(resolved, runtime, precision), resolved.spec, folder)
+
+
+@app.command()
+def compare(table: str, data_root: DataRoot = None, log: Log = None) -> None:
+    """Write results/tables/<table>.{csv,md,tex} from the evaluations that config/config.yaml lists for it."""
+    from tessera.reporting.compare import compare
+    from tessera.spec.compose import load_grid
+
+    _start_log(log)
+    compare(load_grid(data_root=data_root), table, RESULTS)
+
+
+@app.command()
+def spec(experiment: Experiment, overrides: Overrides = None, data_root: DataRoot = None) -> None:
+    """Print the resolved spec with the origin of every value."""
+    from tessera.spec.compose import load_grid, render_spec
+
+    print(render_spec(load_grid(data_root=data_root).resolve(experiment, overrides or ())))
+
+
+@app.command()
+def why(
+    experiment: Experiment,
+    stage: Annotated[str, typer.Argument(help=f"One of {', '.join(STAGES)}.")],
+    overrides: Overrides = None,
+    runtime: Runtime = "torch",
+    precision: Precision = "fp32",
+    data_root: DataRoot = None,
+) -> None:
+    """Say what differs between the spec as it is now and the one that an existing output was made with."""
+    from tessera.spec.compose import explain, load_grid
+
+    resolved = load_grid(data_root=data_root).resolve(experiment, overrides or ())
+    found = _found_lineage(experiment, stage, runtime, precision)
+    print(explain(found, resolved, stage, runtime, precision))
+
+
+@app.command()
+def reference(
+    out: Annotated[Path, typer.Option(help="Markdown reference of every key.")] = Path("docs/spec.md"),
+    schema: Annotated[Path, typer.Option(help="JSON Schema for editors.")] = Path("config/spec.schema.json"),
+) -> None:
+    """Write the reference of every key of a spec, and the JSON Schema, from the schema itself."""
+    from tessera.spec.document import json_schema, reference_markdown
+
+    write_text(out, reference_markdown())
+    write_json(schema, json_schema())
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one clear message and exit code 1, never a traceback."""
+    try:
+        app(standalone_mode=False)
+    except UserError as error:
+        _fail(str(error), 1)
+    except typer.Abort:
+        _fail("interrupted", 130)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except typer.TyperException as error:
+        _fail(error.format_message(), 2)
+    except BrokenPipeError:
+        os._exit(141)
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)
+
+
+def _open(
+    experiment: str,
+    overrides: list[str] | None,
+    data_root: str | None,
+    expect: str | None,
+    log: Path | None,
+    verb: str,
+    runtime: str = "torch",
+    precision: str = "fp32",
+) -> Resolved:
+    """Resolve the spec and make sure that it is still the one the workflow planned with."""
+    from tessera.spec.compose import load_grid
+
+    _start_log(log)
+    if runtime not in RUNTIMES:
+        raise UserError(f"--runtime {runtime}: expected one of {', '.join(RUNTIMES)}")
+    _require_precision(precision)
+    if runtime == "torch" and precision != "fp32":
+        raise UserError(
+            f"--precision {precision}: PyTorch evaluates the trained fp32 weights; choose --runtime onnx or trt"
+        )
+    resolved = load_grid(data_root=data_root).resolve(experiment, overrides or ())
+    found = lineage_digest(resolved.spec, verb, runtime, precision)
+    if expect is not None and found != expect:
+        raise UserError(
+            f"{experiment}: the configuration or the dataset changed while the workflow was running "
+            f"(planned {expect}, now {found}); run snakemake again"
+        )
+    return resolved
+
+
+def _require_precision(precision: str, allowed: tuple[str, ...] = ("fp32", "fp16")) -> None:
+    if precision not in allowed:
+        raise UserError(f"--precision {precision}: expected {' or '.join(allowed)}; int8 is not available yet")
+
+
+def _folder(experiment: str) -> Path:
+    return RESULTS / experiment
+
+
+def _name(kind: str, runtime: str, precision: str) -> str:
+    """``onnx_eval.fp16.json``: the runtime is a prefix except for PyTorch, the precision a suffix except for fp32."""
+    stem, dot, suffix = kind.partition(".")
+    prefix = "" if runtime == "torch" else f"{runtime}_"
+    return f"{prefix}{stem}{'' if precision == 'fp32' else f'.{precision}'}{dot}{suffix}"
+
+
+def _model(experiment: str, runtime: str = "torch", precision: str = "fp32") -> Path:
+    suffix = {"torch": ".pth", "onnx": ".onnx", "trt": ".engine"}[runtime]
+    return _folder(experiment) / ("model" + ("" if precision == "fp32" else f".{precision}") + suffix)
+
+
+def _predictor(resolved: Resolved, runtime: str, precision: str) -> Predictor:
+    """The stage's parent model, found by name and refused when it was made from another spec."""
+    from tessera.inference import load_predictor
+
+    path = _model(resolved.name, runtime, precision)
+    stage = {"torch": "train", "onnx": "export" if precision == "fp32" else "precision", "trt": "engine"}[runtime]
+    if not path.exists():
+        raise UserError(f"{path}: no such file; make it with `snakemake --cores 2 {path}`")
+    predictor = load_predictor(path, resolved.spec.postprocess)
+    predictor.header.require(path, stage, lineage(resolved.spec, stage, precision=precision))
+    return predictor
+
+
+def _found_lineage(experiment: str, stage: str, runtime: str, precision: str) -> dict[str, object]:
+    """Of the output that exists now."""
+    if stage not in STAGES:
+        raise UserError(f"{stage}: no such stage; expected one of {', '.join(STAGES)}")
+    folder = _folder(experiment)
+    documents = {
+        "train": "train.json",
+        "parity": _name("parity.json", runtime, precision),
+        "evaluate": _name("eval.json", runtime, precision),
+        "infer": _name("inference", runtime, precision) + "/index.json",
+        "engine": _model(experiment, "trt", precision).name + ".json",
+        "precision": f"precision.{precision}.json",
+    }
+    if stage in documents:
+        found: dict[str, object] = read_json(folder / documents[stage])["lineage"]
+        return found
+    from tessera.deploy.export import read_header
+
+    return read_header(_model(experiment, "onnx")).lineage
+
+
+class _Tee:
+    """Writes to a stream and to a log; claims to be no terminal, so that progress comes as plain lines in both."""
+
+    def __init__(self, stream: TextIO, log: TextIO) -> None:
+        self.stream, self.log = stream, log
+
+    def write(self, text: str) -> int:
+        self.log.write(text)
+        try:
+            return self.stream.write(text)
+        except BrokenPipeError:
+            return len(text)
+
+    def flush(self) -> None:
+        self.log.flush()
+        try:
+            self.stream.flush()
+        except BrokenPipeError:
+            return
+
+    def isatty(self) -> bool:
+        return False
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    @property
+    def encoding(self) -> str:
+        return self.stream.encoding
+
+
+def _start_log(log: Path | None) -> None:
+    if log is None:
+        return
+    log.parent.mkdir(parents=True, exist_ok=True)
+    stream = log.open("w", encoding="utf-8", buffering=1)
+    stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(['tessera', *sys.argv[1:]])}\n")
+    sys.stdout = _Tee(sys.stdout, stream)  # type: ignore[assignment]  # a stream by behaviour, not by class
+    sys.stderr = _Tee(sys.stderr, stream)  # type: ignore[assignment]  # likewise
+
+
+if __name__ == "__main__":
+    main()
