@@ -1,0 +1,81 @@
+"""model.pth: tensors and the header they were made under, opened as weights only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tessera import models
+from tessera.files import UserError, atomic_path
+from tessera.models.base import Model
+from tessera.provenance import Header
+from tessera.spec.schema import PostprocessSpec
+
+
+def save_model(path: Path, state: dict[str, Tensor], header: Header) -> None:
+    """Writes the network's ``state_dict()`` whole or not at all. Tensors are stored on the CPU."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    with atomic_path(path) as temporary:
+        torch.save({"header": header.to_json(), "state": tensors}, temporary)
+
+
+def load_model(path: Path, postprocess: PostprocessSpec | None = None) -> tuple[Model, Header]:
+    """The model rebuilt from its own header, in evaluation mode on the CPU.
+
+    ``postprocess`` replaces the thresholds of the header's spec. Raises UserError on anything that ``save_model`` did not write.
+    """
+    content = read_weights(path)
+    if not isinstance(content, dict) or not {"header", "state"} <= content.keys():
+        raise UserError(
+            f"{path}: holds no `header` and `state`; expected the model.pth of a train stage (weights of other projects "
+            "go into train.pretrained_model_path or model.backbone.pretrained)"
+        )
+    header = Header.from_json(content["header"], path)
+    state = require_state(content["state"], path)
+    model = models.build_model(
+        header.spec.model, header.catalog, postprocess or header.spec.postprocess, load_pretrained=False
+    )
+    try:
+        model.network.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"{path}: its tensors are not those of the {header.spec.model.name} in its header; train again\n  {error}"
+        ) from None
+    model.network.eval()
+    return model, header
+
+
+def read_weights(path: Path) -> Any:
+    """``torch.load`` of tensors and plain values onto the CPU; no code in the file is ever executed.
+
+    Raises UserError when the file is missing, damaged, or a pickle of anything else.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    if not path.is_file():
+        raise UserError(f"{path}: is a folder, expected a file of weights")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # a damaged or hostile file makes the unpickler raise anything
+        reason = str(error).strip().splitlines() or [""]
+        raise UserError(
+            f"{path}: is no file of tensors and plain values, or is damaged ({type(error).__name__}: {reason[0][:200]}); "
+            "nothing in it was executed"
+        ) from None
+
+
+def require_state(value: Any, path: Path) -> dict[str, Tensor]:
+    """``value`` as a state dictionary; raises UserError naming ``path`` when it is none."""
+    if not isinstance(value, dict) or not value:
+        raise UserError(f"{path}: holds no named tensors; expected a state dictionary")
+    for name, tensor in value.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise UserError(
+                f"{path}: entry {str(name)[:80]!r} is a {type(tensor).__name__}, expected a tensor; not a state dictionary"
+            )
+    return value
