@@ -1,0 +1,1 @@
+"""Parts that several model families share; a family imports from here and from ``backbone``, never from another family."""

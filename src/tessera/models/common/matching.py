@@ -1,0 +1,36 @@
+"""Bipartite matching between predictions and targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+Matches = list[list[tuple[Tensor, Tensor]]]
+"""``matches[layer][image]``: indices of predictions and of the targets they are matched with, int64, sorted by target."""
+
+
+def assign(costs: Sequence[Tensor]) -> Matches:
+    """Cheapest one-to-one assignment for every image and layer; ``costs`` has one (layers, Q, N) tensor per image.
+
+    All costs come to the CPU in one transfer. Raises FloatingPointError if one is not finite, which means that the predictions
+    are not.
+    """
+    device = costs[0].device
+    flat = torch.cat([cost.flatten() for cost in costs]).float().cpu()
+    if not bool(flat.isfinite().all()):
+        raise FloatingPointError(
+            "the matching cost of predictions and targets is not finite: the network's outputs hold NaN or infinity. "
+            "Lower the learning rate, clip gradients, or train in fp32"
+        )
+    pieces = flat.split([cost.numel() for cost in costs])
+    on_cpu = [piece.view(cost.shape) for piece, cost in zip(pieces, costs, strict=True)]
+    matches: Matches = [[] for _ in range(costs[0].shape[0])]
+    for image in on_cpu:
+        for layer, cost in enumerate(image.numpy()):
+            predictions, targets = (torch.from_numpy(index) for index in linear_sum_assignment(cost))
+            order = targets.argsort()
+            matches[layer].append((predictions[order].to(device), targets[order].to(device)))
+    return matches

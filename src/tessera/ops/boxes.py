@@ -1,0 +1,34 @@
+"""Boxes: corner format has its far edge exclusive, so that width is x2 - x1."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 4) centre-size boxes to corner boxes; the unit (pixels or fractions) is kept."""
+    cx, cy, width, height = boxes.unbind(-1)
+    return torch.stack((cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), dim=-1)
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """(..., 4) corner boxes to centre-size boxes; the unit (pixels or fractions) is kept."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), dim=-1)
+
+
+def masks_to_xyxy(masks: Tensor) -> Tensor:
+    """(N, H, W) bool to (N, 4) float32 pixel boxes, tight around the mask; an empty mask gives zeros."""
+    height, width = masks.shape[-2:]
+    x1, x2 = _extent(masks.any(dim=1), width)
+    y1, y2 = _extent(masks.any(dim=2), height)
+    return torch.stack((x1, y1, x2, y2), dim=-1)
+
+
+def _extent(occupied: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """First and one past the last True of every row of (N, size) bool; zeros where there is none."""
+    places = torch.arange(size, device=occupied.device, dtype=torch.float32)
+    first = torch.where(occupied, places, float(size)).amin(dim=1)
+    last = torch.where(occupied, places + 1, 0.0).amax(dim=1)
+    return torch.minimum(first, last), last
