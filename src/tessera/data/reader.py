@@ -1,0 +1,159 @@
+"""What every reader shares: the index of a split, kept small, and the way its records become samples."""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from tessera.files import UserError
+from tessera.ops.images import read_image, read_image_size
+from tessera.ops.masks import masks_to_boxes
+from tessera.structures import IGNORE, Sample, Target
+
+_SHOWN = 50
+
+
+@dataclass
+class Findings:
+    """What is wrong with annotations: errors stop a run, warnings count what training leaves out without harm."""
+
+    errors: list[str] = field(default_factory=list)
+    warnings: Counter[str] = field(default_factory=Counter)
+
+    def raise_errors(self, title: str) -> None:
+        """Raises one UserError with all errors (the first 50 in full)."""
+        if not self.errors:
+            return
+        more = f"\n  ... and {len(self.errors) - _SHOWN} more" if len(self.errors) > _SHOWN else ""
+        lines = "\n  ".join(self.errors[:_SHOWN])
+        raise UserError(f"{title}: {len(self.errors)} problem(s)\n  {lines}{more}")
+
+
+class Records:
+    """A list of JSON values in one buffer, so that loader processes share its memory and a copy of it is one block."""
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        encoded = [json.dumps(value, separators=(",", ":")).encode() for value in values]
+        self._ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+        self._buffer = np.frombuffer(b"".join(encoded), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Any:
+        start = int(self._ends[index - 1]) if index else 0
+        return json.loads(self._buffer[start : int(self._ends[index])].tobytes())
+
+
+class SegmentationDataset(ABC):
+    """One split of a dataset, indexed once; images and masks are read when asked for.
+
+    ``file_names`` and ``image_ids`` are in the order of the indices: by image id (COCO), by line (mask pairs).
+    """
+
+    source: Path
+    """The annotation file."""
+    image_folder: Path
+    file_names: list[str]
+    """Relative to the image folder, with forward slashes, unique."""
+    image_ids: list[int]
+
+    def __len__(self) -> int:
+        return len(self.file_names)
+
+    def image_path(self, index: int) -> Path:
+        return self.image_folder / self.file_names[index]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """(height, width) as annotated, or from the image's header where the annotations do not say."""
+        return self.annotated_size(index) or read_image_size(self.image_path(index))
+
+    def read(self, index: int) -> Sample:
+        """Raises UserError with every fault of the record; ``data.check`` finds all of them before a run."""
+        image = read_image(self.image_path(index))
+        findings = Findings()
+        target = self.target(index, (image.shape[1], image.shape[2]), findings)
+        findings.raise_errors(f"{self.source}, image {self.file_names[index]}")
+        return Sample(image, target, self.image_ids[index], self.file_names[index])
+
+    @abstractmethod
+    def annotated_size(self, index: int) -> tuple[int, int] | None:
+        """(height, width) that the annotations state."""
+
+    @abstractmethod
+    def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
+        """What is to be found in the image, whose real (height, width) is ``size``; faults are added to ``findings``."""
+
+    def check_size(self, index: int, size: tuple[int, int], findings: Findings) -> None:
+        """An image whose size differs from its annotation's is an error: its masks would be shifted."""
+        stated = self.annotated_size(index)
+        if stated is not None and stated != size:
+            turned = " (the annotation fits the image before its EXIF rotation)" if stated == size[::-1] else ""
+            findings.errors.append(
+                f"{self.file_names[index]}: the image is {size[1]}x{size[0]} (width x height), annotated as "
+                f"{stated[1]}x{stated[0]}{turned}; expected the size of the image as displayed"
+            )
+
+
+def empty_target(size: tuple[int, int], semantic: bool) -> Target:
+    """Nothing to be found; ``semantic``: with a map of ignored pixels."""
+    return Target(
+        labels=torch.zeros(0, dtype=torch.int64),
+        masks=torch.zeros(0, *size, dtype=torch.bool),
+        boxes=torch.zeros(0, 4),
+        iscrowd=torch.zeros(0, dtype=torch.bool),
+        areas=torch.zeros(0, dtype=torch.float64),
+        semantic=torch.full(size, IGNORE, dtype=torch.uint8) if semantic else None,
+    )
+
+
+def class_target(semantic: npt.NDArray[np.uint8]) -> Target:
+    """The semantic target: one mask per class present in the (H, W) map of contiguous ids and IGNORE."""
+    height, width = semantic.shape
+    present, counts = np.unique(semantic, return_counts=True)
+    kept = present != IGNORE
+    if not kept.any():
+        return empty_target((height, width), semantic=True)
+    masks = torch.from_numpy(np.stack([semantic == label for label in present[kept]]))
+    return Target(
+        labels=torch.from_numpy(present[kept].astype(np.int64)),
+        masks=masks,
+        boxes=masks_to_boxes(masks),
+        iscrowd=torch.zeros(len(masks), dtype=torch.bool),
+        areas=torch.from_numpy(counts[kept].astype(np.float64)),
+        semantic=torch.from_numpy(semantic),
+    )
+
+
+def relative_name(value: Any, findings: Findings, where: str) -> str | None:
+    """A file name that stays inside its folder, normalised; None, with an error, for any other."""
+    if not isinstance(value, str) or not value.strip():
+        findings.errors.append(f"{where} is {value!r}, expected a file name")
+        return None
+    path = PurePosixPath(value)
+    if path.is_absolute() or ".." in path.parts or "\\" in value or "\0" in value or re.match(r"[A-Za-z]:", value):
+        findings.errors.append(
+            f"{where} is {value!r}, expected a name relative to its folder, with forward slashes and without '..'"
+        )
+        return None
+    if not path.name:
+        findings.errors.append(f"{where} is {value!r}, which names a folder, expected a file")
+        return None
+    return path.as_posix()
+
+
+def report_repeated(values: Iterable[Any], what: str, findings: Findings) -> None:
+    """Every value that occurs more than once is an error."""
+    for value, count in Counter(values).items():
+        if count > 1:
+            findings.errors.append(f"{what} {value!r} occurs {count} times, expected once")
