@@ -1,0 +1,192 @@
+"""Runs predictions over a split and measures them: the body of the evaluate stage, and of validation during training."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tessera import provenance
+from tessera.evaluation.instance import InstanceMetric
+from tessera.evaluation.panoptic import PanopticMetric
+from tessera.evaluation.predictions import encode_record, write_predictions
+from tessera.evaluation.progress import track
+from tessera.evaluation.semantic import SemanticMetric
+from tessera.files import UserError
+from tessera.ops.rle import encode_masks
+from tessera.spec.schema import Mode, Spec
+from tessera.structures import Batch, ClassCatalog, Predictions, Target
+
+
+@dataclass
+class Evaluation:
+    metrics: dict[str, float]
+    """Fractions in [0, 1]. A metric that is undefined on this split, such as APl without large objects, is absent."""
+    per_class: list[dict[str, Any]]
+    """One row per class of the catalogue: ``id`` (the dataset's), ``name``, ``isthing``, then its metrics, None where undefined."""
+    images: int
+    seconds: float
+    """From the first image read to the last one measured; includes loading."""
+    predictions: list[dict[str, Any]]
+    """See ``evaluation.predictions``."""
+    mode: Mode
+    catalog: ClassCatalog
+
+    def to_json(
+        self,
+        experiment: str,
+        parts: Mapping[str, Any],
+        spec: Spec,
+        runtime: str,
+        precision: str,
+        lineage: dict[str, Any],
+    ) -> dict[str, Any]:
+        """What eval.json holds, the same for every runtime. ``parts``: which files of the configuration the experiment is made of."""
+        return {
+            "experiment": experiment,
+            "model": parts.get("model", spec.model.name),
+            "backbone": parts.get("backbone", spec.model.backbone.name),
+            "dataset": parts.get("dataset", spec.dataset.name),
+            "variants": list(parts.get("variants", ())),
+            "seed": spec.seed,
+            "mode": self.mode,
+            "split": spec.evaluate.split,
+            "runtime": runtime,
+            "precision": precision,
+            "images": self.images,
+            "metrics": self.metrics,
+            "per_class": self.per_class,
+            "seconds": round(self.seconds, 3),
+            "lineage": lineage,
+            "facts": provenance.collect(),
+        }
+
+    def write_predictions(self, path: Path) -> None:
+        write_predictions(path, self.mode, self.catalog, self.predictions)
+
+    def summary(self) -> str:
+        """A few lines for a terminal."""
+        lines = [f"{self.images} images in {self.seconds:.1f} s"]
+        names = [name for name in self.metrics if not name.startswith("box_")]
+        for start in range(0, len(names), 6):
+            lines.append("  ".join(f"{name} {self.metrics[name]:.4f}" for name in names[start : start + 6]))
+        return "\n".join(lines)
+
+
+class Evaluator:
+    """Accumulates image by image what the mode asks for; evaluators of several processes merge into one."""
+
+    def __init__(self, catalog: ClassCatalog, mode: Mode) -> None:
+        self.catalog = catalog
+        self.mode = mode
+        self.panoptic = PanopticMetric(catalog) if mode == "panoptic" else None
+        self.instances = InstanceMetric(catalog) if mode in ("panoptic", "instance") else None
+        self.semantic = SemanticMetric(catalog) if mode in ("panoptic", "semantic") else None
+        self.records: list[dict[str, Any]] = []
+        self._seen: dict[int, str] = {}
+
+    def add(self, prediction: Predictions, truth: Target) -> None:
+        """Both at original size. Raises UserError for an image id seen before, ValueError for a part that the mode needs and lacks."""
+        meta = prediction.meta
+        self._note(meta.image_id, meta.file_name)
+        if tuple(truth.masks.shape[1:]) != meta.original_size:
+            raise ValueError(
+                f"{meta.file_name}: truth has size {tuple(truth.masks.shape[1:])}, expected {meta.original_size}"
+            )
+        quality = confusion = rles = None
+        if self.panoptic is not None:
+            quality = self.panoptic.update(_present(prediction.panoptic, "panoptic", meta.file_name), truth)
+        if self.instances is not None:
+            instances = _present(prediction.instances, "instances", meta.file_name)
+            rles = None if instances.masks is None else encode_masks(instances.masks)
+            self.instances.update(instances, rles, truth, meta)
+        if self.semantic is not None:
+            if truth.semantic is None:
+                raise UserError(
+                    f"{meta.file_name}: the annotations do not say the class of every pixel; mIoU needs a dataset that does "
+                    "(coco_panoptic or mask_pairs), or set model.mode to instance"
+                )
+            confusion = self.semantic.update(_present(prediction.semantic, "semantic", meta.file_name), truth.semantic)
+        self.records.append(encode_record(prediction, rles, confusion, quality))
+
+    def merge(self, other: Evaluator) -> None:
+        """Takes over what another process accumulated; an image that both saw is an error."""
+        for image_id, file_name in other._seen.items():
+            self._note(image_id, file_name)
+        if self.panoptic is not None and other.panoptic is not None:
+            self.panoptic.merge(other.panoptic)
+        if self.instances is not None and other.instances is not None:
+            self.instances.merge(other.instances)
+        if self.semantic is not None and other.semantic is not None:
+            self.semantic.merge(other.semantic)
+        self.records += other.records
+
+    def result(self, seconds: float = 0.0) -> Evaluation:
+        """Raises UserError when there was no image, or nothing on the images that could be measured."""
+        if not self.records:
+            raise UserError("no image was evaluated; is the split empty?")
+        metrics: dict[str, float] = {}
+        rows: list[dict[str, Any]] = [
+            {"id": category.id, "name": category.name, "isthing": int(category.isthing)}
+            for category in self.catalog.categories
+        ]
+        for metric in (self.panoptic, self.instances, self.semantic):
+            if metric is None:
+                continue
+            found, per_class = metric.result()
+            metrics |= found
+            for row, extra in zip(rows, per_class, strict=True):
+                row |= extra
+        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if broken:
+            raise ValueError(f"metrics {', '.join(broken)} are not finite")
+        if not metrics:
+            raise UserError(
+                f"the {len(self.records)} evaluated images have no annotated object of any class, so no metric is defined; "
+                "check the split's annotations and the label map"
+            )
+        return Evaluation(metrics, rows, len(self.records), seconds, self.records, self.mode, self.catalog)
+
+    def _note(self, image_id: int, file_name: str) -> None:
+        if image_id in self._seen:
+            raise UserError(
+                f"image id {image_id} occurs twice ({self._seen[image_id]} and {file_name}); every image counts once, "
+                "so ids must be unique within a split"
+            )
+        self._seen[image_id] = file_name
+
+
+@torch.inference_mode()
+def evaluate(
+    predict: Callable[[Batch], list[Predictions]],
+    loader: Iterable[Batch],
+    catalog: ClassCatalog,
+    mode: Mode,
+    progress: bool = True,
+) -> Evaluation:
+    """Every batch of ``loader`` must carry ``truths``. Raises UserError for no image, and for one that comes twice."""
+    start = time.perf_counter()
+    evaluator = Evaluator(catalog, mode)
+    total = len(loader) if isinstance(loader, Sized) else None
+    for batch in track(loader, "evaluate: batch", total, progress):
+        if batch.truths is None:
+            raise ValueError("the batch carries no truths; expected a loader made for evaluation")
+        predictions = predict(batch)
+        if [prediction.meta for prediction in predictions] != batch.metas:
+            raise ValueError(
+                f"{len(predictions)} predictions do not answer the {len(batch.metas)} images of the batch in order"
+            )
+        for prediction, truth in zip(predictions, batch.truths, strict=True):
+            evaluator.add(prediction, truth)
+    return evaluator.result(time.perf_counter() - start)
+
+
+def _present(part: Any, name: str, file_name: str) -> Any:
+    if part is None:
+        raise ValueError(f"{file_name}: the prediction has no {name} part, which this mode measures")
+    return part

@@ -1,0 +1,113 @@
+"""COCO average precision and recall of masks and boxes, computed by faster-coco-eval as pycocotools computes them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from faster_coco_eval import COCO, COCOeval_faster
+
+from tessera.ops.rle import Rle, encode_masks
+from tessera.structures import ClassCatalog, ImageMeta, Instances, Target
+
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+"""COCO's twelve numbers in its order: over IoU 0.50:0.95 unless named, small below 32 x 32 pixels, large from 96 x 96."""
+
+_logger = logging.getLogger(__name__)
+
+
+class InstanceMetric:
+    """Gathers instances image by image; the countable classes alone take part.
+
+    Mask metrics are reported when the predictions have masks; box metrics, prefixed ``box_``, always. A metric that COCO
+    reports as -1, because no true object could be found, is absent.
+    """
+
+    def __init__(self, catalog: ClassCatalog) -> None:
+        self.catalog = catalog
+        self.things = catalog.thing_ids
+        self.images: list[dict[str, Any]] = []
+        self.truths: list[dict[str, Any]] = []
+        self.predictions: list[dict[str, Any]] = []
+
+    def update(self, prediction: Instances, rles: Sequence[Rle] | None, truth: Target, meta: ImageMeta) -> None:
+        """``rles`` are the encoded masks of ``prediction``, None from pure detectors."""
+        height, width = meta.original_size
+        self.images.append({"id": meta.image_id, "height": height, "width": width})
+        labels = truth.labels.tolist()
+        kept = [index for index, label in enumerate(labels) if label in self.things]
+        masks = encode_masks(truth.masks[kept]) if rles is not None else None
+        boxes, areas, crowds = _xyxy_to_xywh(truth.boxes), truth.areas.tolist(), truth.iscrowd.tolist()
+        for position, index in enumerate(kept):
+            record = {
+                "image_id": meta.image_id,
+                "category_id": labels[index] + 1,
+                "bbox": boxes[index],
+                "area": areas[index],
+                "iscrowd": int(crowds[index]),
+            }
+            self.truths.append(record if masks is None else record | {"segmentation": masks[position]})
+        scores, labels, boxes = prediction.scores.tolist(), prediction.labels.tolist(), _xyxy_to_xywh(prediction.boxes)
+        for index, score in enumerate(scores):
+            record = {
+                "image_id": meta.image_id,
+                "category_id": labels[index] + 1,
+                "score": score,
+                "bbox": boxes[index],
+            }
+            self.predictions.append(record if rles is None else record | {"segmentation": rles[index]})
+
+    def merge(self, other: InstanceMetric) -> None:
+        self.images += other.images
+        self.truths += other.truths
+        self.predictions += other.predictions
+
+    def result(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
+        """Metrics, and one row per class with ``AP``, ``AP50`` and their box forms (None for stuff and for absent classes)."""
+        metrics: dict[str, float] = {}
+        rows: list[dict[str, Any]] = [{} for _ in self.catalog.categories]
+        with_masks = all("segmentation" in record for record in (*self.truths, *self.predictions))
+        for kind, prefix in (("segm", ""), ("bbox", "box_")):
+            if kind == "segm" and not with_masks:
+                continue
+            stats, precision = self._coco(kind)
+            metrics |= {f"{prefix}{name}": value for name, value in zip(NAMES, stats, strict=True) if value > -1}
+            for index, label in enumerate(self.things):
+                rows[label][f"{prefix}AP"] = _mean(precision[:, :, index, 0, -1])
+                rows[label][f"{prefix}AP50"] = _mean(precision[0, :, index, 0, -1])
+        return metrics, rows
+
+    def _coco(self, kind: str) -> tuple[list[float], np.ndarray]:
+        """The twelve numbers, and the precision array (thresholds, recalls, classes, areas, most detections)."""
+        keep = ("bbox",) if kind == "bbox" else ("segmentation",)
+        shared = ("image_id", "category_id")
+        categories = [{"id": label + 1, "name": self.catalog.names[label]} for label in self.things]
+        images = sorted(self.images, key=lambda image: image["id"])
+        # Ids start at 1: COCO's matching takes id 0 for "unmatched". One geometry at a time: given a box, COCO would take
+        # the box's area for the mask's.
+        truths = [
+            {"id": number, **_pick(record, (*shared, "area", "iscrowd", *keep))}
+            for number, record in enumerate(self.truths, 1)
+        ]
+        predictions = [_pick(record, (*shared, "score", *keep)) for record in self.predictions]
+        truth = COCO({"info": {}, "images": images, "categories": categories, "annotations": truths})
+        evaluator = COCOeval_faster(truth, truth.loadRes(predictions), kind, print_function=_logger.debug)
+        evaluator.run()
+        return [float(value) for value in evaluator.stats[: len(NAMES)]], evaluator.eval["precision"]
+
+
+def _pick(record: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {key: record[key] for key in keys}
+
+
+def _mean(precision: np.ndarray) -> float | None:
+    """Over the entries that exist; -1 marks the others."""
+    found = precision[precision > -1]
+    return float(found.mean()) if found.size else None
+
+
+def _xyxy_to_xywh(boxes: Any) -> list[list[float]]:
+    corners = boxes.double()
+    return [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in corners.tolist()]
