@@ -1,0 +1,206 @@
+"""From model.pth to model.onnx by PyTorch's own exporter. Needs no dataset.
+
+The graph's input is ``images`` (B, 3, H, W) float32 RGB in [0, 1], normalised inside; its outputs are the network's, by name and
+in order. Post-processing stays outside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from tessera.deploy.graph import INPUT, read_header, write_graph
+from tessera.files import UserError
+from tessera.inference.trt_library import PLUGIN
+from tessera.models.artifact import load_model
+from tessera.models.base import Network
+from tessera.models.common.attention import DeformableAttention
+from tessera.ops.deformable import multi_scale_deformable_gather, multi_scale_deformable_sample
+from tessera.provenance import Header
+from tessera.spec.lineage import lineage
+from tessera.spec.schema import ExportSpec, Spec
+
+__all__ = ["export", "read_header", "to_onnx"]
+
+LARGEST = 2**31 - 2**26
+"""Bytes of weights that one ONNX file can hold: protobuf's limit of 2 GiB less room for the graph."""
+
+
+def export(model_path: Path, onnx_path: Path, spec: Spec, experiment: str) -> None:
+    """Writes ``onnx_path`` whole or not at all.
+
+    Raises UserError when ``model_path`` was trained from another spec, is too large for one file, or cannot be traced as asked.
+    """
+    model, trained = load_model(model_path, spec.postprocess)
+    trained.require(model_path, "train", lineage(spec, "train"))
+    size = sum(t.numel() * t.element_size() for t in model.network.state_dict().values())
+    if size > LARGEST:
+        raise UserError(
+            f"{model_path}: has {size / 2**30:.2f} GiB of weights; an ONNX file holds less than 2 GiB, so this backbone cannot be "
+            "exported. Choose a smaller one"
+        )
+    started = time.monotonic()
+    _say(f"export: tracing {experiment} for {_describe(spec.export)}")
+    try:
+        graph = to_onnx(model.network, spec.export)
+    except torch.onnx.OnnxExporterError as error:
+        advice = (
+            "set export.dynamic_size=false"
+            if spec.export.dynamic_size
+            else "this backbone is not exportable with these settings"
+        )
+        raise UserError(
+            f"{model_path}: PyTorch's exporter could not trace the network ({_cause(error)}); {advice}"
+        ) from None
+    header = Header("export", experiment, spec, lineage(spec, "export"), trained.catalog)
+    write_graph(graph, header, onnx_path)
+    _say(
+        f"export: wrote {onnx_path}, {onnx_path.stat().st_size / 2**20:.1f} MiB, {len(graph.graph.node)} operators, "
+        f"{time.monotonic() - started:.0f} s"
+    )
+
+
+def to_onnx(network: Network, settings: ExportSpec) -> onnx.ModelProto:
+    """Raises torch.onnx.OnnxExporterError when the network cannot be traced. The network is left as it was."""
+    height, width = settings.input_height, settings.input_width
+    if settings.dynamic_size:
+        # The tracer takes a size of one feature pixel for a constant, so free sizes are traced with at least two.
+        height, width = max(height, 64), max(width, 64)
+    # Likewise a free batch is traced with two images.
+    images = torch.zeros(2 if settings.batch_size < 0 else settings.batch_size, 3, height, width)
+    free: dict[int, Any] = {}
+    if settings.batch_size < 0:
+        free[0] = torch.export.Dim("batch")
+    if settings.dynamic_size:
+        free[2] = network.size_divisor * torch.export.Dim("rows")
+        free[3] = network.size_divisor * torch.export.Dim("columns")
+    with _quiet(), _sampling(network, settings), torch.no_grad():
+        program = torch.onnx.export(
+            _Exported(network).eval(),
+            (images,),
+            dynamo=True,
+            opset_version=settings.opset_version,
+            input_names=[INPUT],
+            output_names=list(network.output_names),
+            dynamic_shapes={"images": free} if free else None,
+            verbose=False,
+        )
+        assert program is not None
+        graph: onnx.ModelProto = program.model_proto
+    _clean(graph, settings)
+    return graph
+
+
+class _Exported(nn.Module):
+    """The network as the graph has it: one tensor in, a tuple of tensors out."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.network(images)
+        return tuple(outputs[name] for name in self.network.output_names)
+
+
+def plugin_sample(value: Tensor, shapes: Sequence[tuple[int, int]], locations: Tensor, weights: Tensor) -> Tensor:
+    """``ops.deformable.multi_scale_deformable_sample`` as one TensorRT plug-in node; only for tracing, it computes nothing.
+
+    The plug-in (TensorRT, plugin/multiscaleDeformableAttnPlugin) takes, in this order, value (B, S, M, D), spatial_shapes (L, 2)
+    int32, level_start_index (L,) int32, sampling_locations (B, Q, M, L, K, 2), attention_weights (B, Q, M, L, K), and returns
+    (B, Q, M, D). Unchecked on hardware.
+    """
+    starts = [0]
+    for height, width in shapes[:-1]:
+        starts.append(starts[-1] + height * width)
+    attended = torch.onnx.ops.symbolic(
+        f"nvidia::{PLUGIN}",
+        (
+            value,
+            torch.tensor([list(shape) for shape in shapes], dtype=torch.int32),
+            torch.tensor(starts, dtype=torch.int32),
+            locations,
+            weights,
+        ),
+        {"plugin_version": "1", "plugin_namespace": ""},
+        dtype=value.dtype,
+        shape=(value.shape[0], locations.shape[1], value.shape[2], value.shape[3]),
+        version=1,
+    )
+    return attended.flatten(2)
+
+
+@contextlib.contextmanager
+def _sampling(network: Network, settings: ExportSpec) -> Iterator[None]:
+    """Gives every deformable attention of the network the sampling that ``settings`` ask for, and takes it back."""
+    chosen = plugin_sample
+    if settings.on_cpu:
+        chosen = multi_scale_deformable_gather if settings.sampling == "gather" else multi_scale_deformable_sample
+    layers = [module for module in network.modules() if isinstance(module, DeformableAttention)]
+    before = [layer.sample for layer in layers]
+    try:
+        for layer in layers:
+            layer.sample = chosen
+        yield
+    finally:
+        for layer, sample in zip(layers, before, strict=True):
+            layer.sample = sample
+
+
+def _clean(graph: onnx.ModelProto, settings: ExportSpec) -> None:
+    """Drops what the exporter notes about this machine (paths of source files) and gives the free sizes readable names."""
+    for holder in (graph, graph.graph, *graph.graph.node, *graph.graph.input, *graph.graph.output):
+        del holder.metadata_props[:]
+    for value in (*graph.graph.value_info, *graph.graph.initializer):
+        del value.metadata_props[:]
+    names = {0: "batch", 2: "height", 3: "width"}
+    for axis, dimension in enumerate(graph.graph.input[0].type.tensor_type.shape.dim):
+        if dimension.HasField("dim_param"):
+            dimension.dim_param = names[axis]
+    for output in graph.graph.output:
+        for axis, dimension in enumerate(output.type.tensor_type.shape.dim):
+            if dimension.HasField("dim_param"):
+                dimension.dim_param = "batch" if axis == 0 else f"{output.name}_{axis}"
+    if settings.dynamic_size:
+        # Their sizes are written in the tracer's own symbols, which the new names contradict.
+        del graph.graph.value_info[:]
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns about its own internals on every run; what matters comes as an exception."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost reason, first line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+def _describe(settings: ExportSpec) -> str:
+    size = "any size" if settings.dynamic_size else f"{settings.input_height}x{settings.input_width}"
+    batch = "any batch" if settings.batch_size < 0 else f"batch {settings.batch_size}"
+    return f"{size}, {batch}, opset {settings.opset_version}, {'standard operators' if settings.on_cpu else PLUGIN}"
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,218 @@
+"""The gate between a runtime and the tables: its outputs must be PyTorch's, on real images, one at a time and in batches.
+
+Deployed runtimes are known to be wrong without an error (zeros from plug-ins, GridSample kernels, fused fp16 attention), so what
+counts is the numbers, not that a run succeeded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tessera.files import UserError
+from tessera.inference.predictor import Predictor
+from tessera.spec.lineage import lineage
+from tessera.spec.schema import Spec
+from tessera.structures import Batch
+
+LARGEST_BATCH = 3
+"""Images that are also run together."""
+
+
+class ParityError(UserError):
+    """A runtime does not compute what PyTorch computes."""
+
+
+def check_parity(reference: Predictor, candidate: Predictor, loader: Iterable[Batch], spec: Spec) -> dict[str, Any]:
+    """Differences of the first ``spec.parity.images`` images' raw outputs; the reference runs them one by one.
+
+    Returns a JSON-able report. Raises ParityError naming every output that is outside the tolerance, not finite, or constant.
+    """
+    tolerance = tolerance_of(candidate.precision, spec)
+    images = _take(loader, spec.parity.images)
+    comparison = Comparison()
+    batch_sizes: set[int] = set()
+    for group in _by_size(images):
+        expected = [_outputs(reference, image.unsqueeze(0)) for image in group]
+        for image, wanted in zip(group, expected, strict=True):
+            comparison.add(wanted, _outputs(candidate, image.unsqueeze(0)))
+            batch_sizes.add(1)
+        largest = min(LARGEST_BATCH, candidate.max_batch or LARGEST_BATCH)
+        if largest > 1:
+            together, wanted_together = group[:largest], expected[:largest]
+            if len(together) == 1:
+                mirrored = together[0].flip(-1)
+                together = [*together, mirrored]
+                wanted_together = [*wanted_together, _outputs(reference, mirrored.unsqueeze(0))]
+            found = _outputs(candidate, torch.stack(together))
+            comparison.add({name: torch.cat([w[name] for w in wanted_together]) for name in wanted_together[0]}, found)
+            batch_sizes.add(len(together))
+    problems = comparison.problems(tolerance)
+    what = f"{candidate.runtime} {candidate.precision}"
+    if problems:
+        lines = "\n  ".join(problems)
+        remedy = {
+            "trt": "TensorRT is known to be silently wrong on some versions: try export.sampling=gather or another TensorRT version",
+            "onnx": "if the graph is fp16, add the operator types in question to precision.fp16_keep",
+        }.get(candidate.runtime, "")
+        raise ParityError(
+            f"{candidate.header.experiment}: {what} does not give PyTorch's outputs on {len(images)} images "
+            f"(batch sizes {sorted(batch_sizes)}), so no table may hold its numbers\n  {lines}\n{remedy}".rstrip()
+        )
+    return {
+        "experiment": candidate.header.experiment,
+        "reference": reference.runtime,
+        "runtime": candidate.runtime,
+        "precision": candidate.precision,
+        "images": len(images),
+        "batch_sizes": sorted(batch_sizes),
+        "tolerance": tolerance,
+        "outputs": comparison.to_json(),
+        "lineage": lineage(spec, "parity", candidate.runtime, candidate.precision),
+    }
+
+
+def tolerance_of(precision: str, spec: Spec) -> float:
+    """Largest allowed ``share_of_std`` of an output."""
+    if precision == "fp32":
+        return spec.parity.tolerance
+    if precision == "fp16":
+        return spec.parity.tolerance_fp16
+    raise UserError(f"precision {precision}: expected fp32 or fp16; there is no parity tolerance for others yet")
+
+
+@dataclass
+class _Output:
+    """Sums over everything compared so far; from them every number of the report follows."""
+
+    count: int = 0
+    max_abs: float = 0.0
+    sum_abs: float = 0.0
+    per_image: list[float] = field(default_factory=list)
+    """Mean absolute difference of each image, so that one wrong image of many cannot hide in the average."""
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("r", "c", "rr", "cc", "rc"), 0.0))
+    finite: bool = True
+    reference_finite: bool = True
+    decisions: int = 0
+    agreeing: int = 0
+
+    def add(self, name: str, reference: Tensor, candidate: Tensor) -> None:
+        self.reference_finite &= bool(torch.isfinite(reference).all())
+        self.finite &= bool(torch.isfinite(candidate).all())
+        if not (self.finite and self.reference_finite):
+            return
+        r, c = reference.double(), candidate.double()
+        difference = (r - c).abs()
+        self.count += r.numel()
+        self.max_abs = max(self.max_abs, difference.max().item())
+        self.sum_abs += difference.sum().item()
+        self.per_image += difference.flatten(1).mean(1).tolist()
+        for key, value in (("r", r), ("c", c), ("rr", r * r), ("cc", c * c), ("rc", r * c)):
+            self.sums[key] += value.sum().item()
+        agreement = _agreement(name, reference, candidate)
+        if agreement is not None:
+            self.decisions += agreement.numel()
+            self.agreeing += int(agreement.sum())
+
+    def std(self, kind: str) -> float:
+        mean = self.sums[kind] / self.count
+        return math.sqrt(max(0.0, self.sums[kind * 2] / self.count - mean * mean))
+
+    @property
+    def share_of_std(self) -> float:
+        """Mean absolute difference of the worst image over the reference's standard deviation."""
+        return max(self.per_image) / self.std("r")
+
+    def problem(self, tolerance: float) -> str | None:
+        if not self.reference_finite:
+            return "PyTorch's own values are not finite; the weights are broken"
+        if not self.finite:
+            return "has values that are not finite"
+        # A spread below single precision's resolution of the values is rounding, not content.
+        floor = 1e-7 * max(1e-30, math.sqrt(self.sums["rr"] / self.count))
+        if self.std("r") <= floor:
+            return "PyTorch's own values are all equal; the model has learnt nothing that could be compared"
+        if self.std("c") <= floor:
+            kind = "zero" if self.sums["cc"] == 0 else "equal"
+            return f"all values are {kind}, where PyTorch's have a standard deviation of {self.std('r'):.3g}"
+        if self.share_of_std > tolerance:
+            return (
+                f"mean absolute difference is {self.share_of_std:.3g} of the standard deviation, tolerance {tolerance:g} "
+                f"(largest difference {self.max_abs:.3g}, standard deviation {self.std('r'):.3g})"
+            )
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        norms = math.sqrt(self.sums["rr"] * self.sums["cc"])
+        return {
+            "max_abs": self.max_abs,
+            "mean_abs": self.sum_abs / self.count,
+            "std": self.std("r"),
+            "share_of_std": self.share_of_std,
+            "cosine": min(1.0, self.sums["rc"] / norms),
+            "agreement": self.agreeing / self.decisions if self.decisions else None,
+        }
+
+
+class Comparison:
+    """Accumulates the differences between two runtimes' outputs, output by output."""
+
+    def __init__(self) -> None:
+        self._outputs: dict[str, _Output] = {}
+
+    def add(self, reference: dict[str, Tensor], candidate: dict[str, Tensor]) -> None:
+        """Both (B, ...) on the CPU. Raises ParityError when names or shapes differ."""
+        if list(reference) != list(candidate):
+            raise ParityError(f"outputs are {', '.join(candidate)}; PyTorch's are {', '.join(reference)}")
+        for name, wanted in reference.items():
+            found = candidate[name]
+            if wanted.shape != found.shape:
+                raise ParityError(f"output {name} has the shape {tuple(found.shape)}; PyTorch's is {tuple(wanted.shape)}")
+            self._outputs.setdefault(name, _Output()).add(name, wanted, found)
+
+    def problems(self, tolerance: float) -> list[str]:
+        """One line for every output that must not be used."""
+        found = ((name, output.problem(tolerance)) for name, output in self._outputs.items())
+        return [f"{name}: {problem}" for name, problem in found if problem is not None]
+
+    def to_json(self) -> dict[str, dict[str, Any]]:
+        """By output: ``max_abs``, ``mean_abs``, ``std`` (of the reference), ``share_of_std``, ``cosine``, ``agreement`` of the
+        decisions (None where the output decides nothing by itself). Only meaningful without problems."""
+        return {name: output.to_json() for name, output in self._outputs.items()}
+
+
+def _agreement(name: str, reference: Tensor, candidate: Tensor) -> Tensor | None:
+    """True where both decide alike: the best class of ``*logits``, inside or outside for ``*masks``."""
+    if name.endswith("logits"):
+        return reference.argmax(-1) == candidate.argmax(-1)
+    if name.endswith("masks"):
+        return (reference > 0) == (candidate > 0)
+    return None
+
+
+def _outputs(predictor: Predictor, images: Tensor) -> dict[str, Tensor]:
+    with torch.inference_mode():
+        return {name: value.detach().float().cpu() for name, value in predictor.outputs(images).items()}
+
+
+def _take(loader: Iterable[Batch], count: int) -> list[Tensor]:
+    images: list[Tensor] = []
+    for batch in loader:
+        images += list(batch.images)
+        if len(images) >= count:
+            break
+    if not images:
+        raise UserError("parity: the evaluated split has no images; expected at least one")
+    return images[:count]
+
+
+def _by_size(images: list[Tensor]) -> list[list[Tensor]]:
+    groups: dict[torch.Size, list[Tensor]] = {}
+    for image in images:
+        groups.setdefault(image.shape, []).append(image)
+    return list(groups.values())
