@@ -7,6 +7,7 @@ refuses an artifact of another one. This module is imported while Snakemake plan
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tessera.files import canonical_json, digest_file, digest_text
-from tessera.spec.schema import DatasetSpec, Section, Spec, is_inert
+from tessera.spec.schema import DatasetSpec, Section, Spec, inert_keys, is_inert
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Stage:
     """Raised when a change of the stage's source changes its results; tests/spec/test_versions.py asks for the decision."""
     sources: tuple[str, ...]
     """Modules and packages below src/tessera whose source the version speaks for."""
+    reads_split: bool = False
+    """Reads the images of `evaluate.split`; the train stage reads train and val only."""
 
 
 STAGES: dict[str, Stage] = {
@@ -32,9 +35,9 @@ STAGES: dict[str, Stage] = {
     "export": Stage(("export",), 1, ("deploy/export.py",)),
     "precision": Stage(("precision",), 1, ("deploy/precision.py",)),
     "engine": Stage(("engine",), 1, ("deploy/engine.py",)),
-    "parity": Stage(("parity", "evaluate"), 1, ("deploy/parity.py", "inference")),
-    "evaluate": Stage(("postprocess", "evaluate"), 1, ("evaluation", "inference")),
-    "infer": Stage(("postprocess", "evaluate", "inference"), 1, ("evaluation/draw.py", "inference")),
+    "parity": Stage(("parity", "evaluate"), 1, ("deploy/parity.py", "inference"), reads_split=True),
+    "evaluate": Stage(("postprocess", "evaluate"), 1, ("evaluation", "inference"), reads_split=True),
+    "infer": Stage(("postprocess", "evaluate", "inference"), 1, ("evaluation/draw.py", "inference"), reads_split=True),
 }
 
 RUNTIMES = ("torch", "onnx", "trt")
@@ -55,16 +58,24 @@ def ancestry(verb: str, runtime: str = "torch", precision: str = "fp32") -> tupl
 
 
 def lineage(spec: Spec, verb: str, runtime: str = "torch", precision: str = "fp32") -> dict[str, Any]:
-    """Namespaced by section: ``{"data": ..., "versions": {stage: n}, "seed": ..., "model": {...}, ...}``, without inert keys."""
+    """Namespaced by section, without inert keys: ``{"versions": {stage: n}, "data": {split: digest}, "seed": ..., "model": {...}, ...}``.
+
+    Training reads the train and val splits; the test split is part of the lineage of stages that read it only.
+    """
     stages = ancestry(verb, runtime, precision)
     found: dict[str, Any] = {
         "versions": {stage: STAGES[stage].version for stage in stages},
-        "data": data_digest(spec.dataset, spec.data_root),
+        "data": {"train": data_digest(spec.dataset, spec.data_root, ("train", "val"))},
     }
-    for stage in stages:
-        for section in STAGES[stage].sections:
-            value = getattr(spec, section)
-            found[section] = _live_keys(value) if isinstance(value, BaseModel) else value
+    for section in dict.fromkeys(section for stage in stages for section in STAGES[stage].sections):
+        value = getattr(spec, section)
+        found[section] = _live_keys(value) if isinstance(value, BaseModel) else value
+    if spec.evaluate.split == "test" and any(STAGES[stage].reads_split for stage in stages):
+        found["data"]["test"] = data_digest(spec.dataset, spec.data_root, ("test",))
+    else:
+        del found["dataset"]["test"]
+        if found["dataset"]["generator"] is not None:
+            del found["dataset"]["generator"]["test_images"]
     return found
 
 
@@ -102,24 +113,36 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
     return [] if old == new else [f"{prefix}: {old} -> {new}"]
 
 
-def data_files(dataset: DatasetSpec, data_root: str) -> list[Path]:
-    """Annotation files and label map of a dataset, sorted: what its digest is made from and what rules wait for."""
-    names = {dataset.label_map} | {split.annotations for split in (dataset.train, dataset.val, dataset.test)}
-    return [Path(data_root) / name for name in sorted(name for name in names if name)]
+SPLITS = ("train", "val", "test")
 
 
-def data_digest(dataset: DatasetSpec, data_root: str) -> str:
-    """Digest of the annotation files and the label map; of the generator's keys for generated data, whose files may not exist yet.
+def data_files(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SPLITS) -> list[Path]:
+    """Label map and annotation files of the splits, sorted: what their digest is made from and what rules wait for."""
+    return [Path(data_root) / name for name in _data_names(dataset, splits)]
+
+
+def data_digest(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SPLITS) -> str:
+    """Digest of the label map and the annotation files of the splits; of the generator's keys for generated data, whose files may
+    not exist yet.
 
     A file that does not exist counts as ``missing``: planning goes on and the check stage reports it.
     """
     if dataset.generator is not None:
-        return digest_text(canonical_json(dataset.generator.model_dump(mode="json")))[:16]
-    parts = {
-        path.relative_to(data_root).as_posix(): _file_digest(path, *_stamp(path))
-        for path in data_files(dataset, data_root)
-    }
+        keys = dataset.generator.model_dump(mode="json")
+        for split in SPLITS:
+            if split not in splits:
+                del keys[f"{split}_images"]
+        return digest_text(canonical_json(keys))[:16]
+    parts = {}
+    for name in _data_names(dataset, splits):
+        path = Path(data_root) / name
+        parts[name] = _file_digest(path, *_stamp(path))
     return digest_text(canonical_json(parts))[:16]
+
+
+def _data_names(dataset: DatasetSpec, splits: Sequence[str]) -> list[str]:
+    names = {dataset.label_map} | {getattr(dataset, split).annotations for split in splits}
+    return sorted(name for name in names if name)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -136,12 +159,15 @@ def _file_digest(path: Path, size: int, _modified: int) -> str:
 
 
 def _live_keys(section: BaseModel) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key in type(section).model_fields:
-        if is_inert(type(section), key):
+    return _without_inert(section, section.model_dump(mode="json"), frozenset())
+
+
+def _without_inert(section: BaseModel, values: dict[str, Any], inert_here: frozenset[str]) -> dict[str, Any]:
+    kind = type(section)
+    found = {}
+    for key, value in values.items():
+        if key in inert_here or is_inert(kind, key):
             continue
-        value = getattr(section, key)
-        found[key] = (
-            _live_keys(value) if isinstance(value, Section) else section.model_dump(mode="json", include={key})[key]
-        )
+        below = getattr(section, key)
+        found[key] = _without_inert(below, value, inert_keys(kind, key)) if isinstance(below, Section) else value
     return found

@@ -9,9 +9,15 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
 
-Inert = {"inert": True}
+from tessera.spec import checks
+
+Inert: JsonDict = {"inert": True}
 """For ``json_schema_extra``: the key cannot change a result."""
+InertBatchSize: JsonDict = {"inert_keys": ["batch_size"]}
+"""The same for one key of a section, where the section is used more than once."""
 
 Mode = Literal["panoptic", "instance", "semantic"]
 Precision = Literal["fp32", "fp16", "int8"]
@@ -23,6 +29,13 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
     )
+
+
+def _refuse(mistakes: list[tuple[str, str]]) -> None:
+    """Raises one error that carries every (key, message) in its context, where ``compose`` finds them again."""
+    if mistakes:
+        text = "; ".join(f"{key}: {message}" for key, message in mistakes)
+        raise PydanticCustomError("disagreement", "{text}", {"text": text, "mistakes": mistakes})
 
 
 class SwinSpec(Section):
@@ -150,7 +163,7 @@ class SplitSpec(Section):
     panoptic: str | None = None
     """Folder of the panoptic PNG files (`coco_panoptic` only), relative to the data root."""
     batch_size: int = Field(1, ge=1)
-    """Images per step and process. In val and test it changes nothing but speed and memory."""
+    """Images per step and process. In val and test it changes nothing but speed and memory, and is inert."""
     num_workers: int = Field(2, ge=0, le=256, json_schema_extra=Inert)
     """Loader processes; 0 loads in the main process."""
     target_size: tuple[Side, Side] | None = None
@@ -194,9 +207,14 @@ class DatasetSpec(Section):
     ignore_id: int = Field(0, ge=0, le=65535)
     """Mask value that means unlabeled (`mask_pairs`); 255 always does, unless the label map has a class 255."""
     train: SplitSpec = SplitSpec()
-    val: SplitSpec = SplitSpec()
-    test: SplitSpec = SplitSpec()
+    val: SplitSpec = Field(SplitSpec(), json_schema_extra=InertBatchSize)
+    test: SplitSpec = Field(SplitSpec(), json_schema_extra=InertBatchSize)
     augmentation: AugmentationSpec = AugmentationSpec()
+
+    @model_validator(mode="after")
+    def _agree(self) -> DatasetSpec:
+        _refuse(checks.dataset_mistakes(self))
+        return self
 
 
 class OptimSpec(Section):
@@ -316,6 +334,8 @@ class ExportSpec(Section):
     """ONNX operator set."""
     on_cpu: bool = True
     """True: standard operators only, runs everywhere. False: deformable attention as TensorRT's MultiscaleDeformableAttnPlugin_TRT."""
+    sampling: Literal["grid_sample", "gather"] = "grid_sample"
+    """How deformable attention samples with `on_cpu`: `gather` avoids GridSample, which some TensorRT versions compute wrongly."""
 
     @model_validator(mode="after")
     def _sizes(self) -> ExportSpec:
@@ -394,7 +414,18 @@ class Spec(Section):
     engine: EngineSpec = EngineSpec()
     parity: ParitySpec = ParitySpec()
 
+    @model_validator(mode="after")
+    def _agree(self) -> Spec:
+        _refuse(checks.mistakes(self))
+        return self
+
 
 def is_inert(section: type[BaseModel], key: str) -> bool:
     extra: Any = section.model_fields[key].json_schema_extra
     return isinstance(extra, dict) and bool(extra.get("inert"))
+
+
+def inert_keys(section: type[BaseModel], key: str) -> frozenset[str]:
+    """Keys of the sub-section ``key`` that are inert here though not everywhere."""
+    extra: Any = section.model_fields[key].json_schema_extra
+    return frozenset(extra.get("inert_keys", ())) if isinstance(extra, dict) else frozenset()
