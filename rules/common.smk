@@ -1,0 +1,75 @@
+# Translates wildcards into questions to the plan; what needs thought lives in src/tessera/spec/planning.py, where pytest sees it.
+from tessera.spec.planning import Plan, engine_notice
+
+PLAN = Plan(config)
+
+
+# Names are looked up, never parsed: an unknown one is answered by the plan with the closest names.
+wildcard_constraints:
+    experiment="[^/]+",
+    table="[^/]+",
+    dataset="[^/]+",
+    suffix=r"(\.fp16)?",
+
+
+pathvars:
+    data=PLAN.data_root,
+
+
+def precision_of(wildcards):
+    return PLAN.precision(wildcards.get("suffix", ""))
+
+
+def lineage(verb, runtime="torch"):
+    def lineage_of(wildcards):
+        return PLAN.lineage(
+            wildcards.experiment, verb, runtime, precision_of(wildcards)
+        )
+
+    return lineage_of
+
+
+def digest(verb, runtime="torch"):
+    def digest_of(wildcards):
+        return PLAN.digest(wildcards.experiment, verb, runtime, precision_of(wildcards))
+
+    return digest_of
+
+
+def checked_data(wildcards):
+    return PLAN.check_file(wildcards.experiment)
+
+
+def dataset_files(wildcards):
+    return PLAN.dataset_files(wildcards.dataset)
+
+
+def dataset_lineage(wildcards):
+    return PLAN.dataset_lineage(wildcards.dataset)
+
+
+def table_evaluations(wildcards):
+    return PLAN.table_evaluations(wildcards.table)
+
+
+def table_lineage(wildcards):
+    return PLAN.table_lineage(wildcards.table)
+
+
+# Snakemake tracks no param whose function also asks for the output: where data and resume state lie changes no result.
+def data_root(wildcards, output):
+    return PLAN.data_root
+
+
+def checkpoints(wildcards, output):
+    return PLAN.checkpoints
+
+
+def announce_engines():
+    from tessera.inference.trt_library import availability
+
+    notice = engine_notice(
+        (job.rule.name for job in workflow.dag.needrun_jobs()), availability
+    )
+    if notice:
+        logger.warning(notice)

@@ -1,0 +1,16 @@
+rule compare:
+    input:
+        table_evaluations,
+    output:
+        "results/tables/{table}.csv",
+        "results/tables/{table}.md",
+        "results/tables/{table}.tex",
+    log:
+        "logs/compare/{table}.log",
+    conda:
+        "../envs/tessera.yaml"
+    params:
+        lineage=table_lineage,
+        data_root=data_root,
+    shell:
+        "tessera compare {wildcards.table} --data-root {params.data_root:q} --log {log}"

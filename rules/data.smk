@@ -1,0 +1,30 @@
+rule demo:
+    output:
+        "<data>/{dataset}/manifest.json",
+    log:
+        "logs/demo/{dataset}.log",
+    wildcard_constraints:
+        dataset=PLAN.generated_datasets(),
+    conda:
+        "../envs/tessera.yaml"
+    params:
+        lineage=dataset_lineage,
+        data_root=data_root,
+    shell:
+        "tessera demo {wildcards.dataset} --data-root {params.data_root:q} --log {log}"
+
+
+rule check:
+    input:
+        dataset_files,
+    output:
+        "data/checks/{dataset}.json",
+    log:
+        "logs/check/{dataset}.log",
+    conda:
+        "../envs/tessera.yaml"
+    params:
+        lineage=dataset_lineage,
+        data_root=data_root,
+    shell:
+        "tessera check {wildcards.dataset} --out {output} --data-root {params.data_root:q} --log {log}"

@@ -1,0 +1,107 @@
+rule export:
+    input:
+        "results/{experiment}/model.pth",
+    output:
+        "results/{experiment}/model.onnx",
+    log:
+        "logs/export/{experiment}.log",
+    conda:
+        "../envs/tessera.yaml"
+    threads: 2
+    params:
+        lineage=lineage("export"),
+        digest=digest("export"),
+        data_root=data_root,
+    shell:
+        "tessera export {wildcards.experiment} --data-root {params.data_root:q}"
+        " --expect {params.digest} --log {log}"
+
+
+rule precision:
+    input:
+        "results/{experiment}/model.onnx",
+    output:
+        graph="results/{experiment}/model{suffix}.onnx",
+        report="results/{experiment}/precision{suffix}.json",
+    log:
+        "logs/precision/{experiment}{suffix}.log",
+    wildcard_constraints:
+        suffix=r"\.fp16",
+    conda:
+        "../envs/tessera.yaml"
+    threads: 2
+    params:
+        lineage=lineage("precision"),
+        digest=digest("precision"),
+        precision=precision_of,
+        data_root=data_root,
+    shell:
+        "tessera precision {wildcards.experiment} --precision {params.precision} --data-root {params.data_root:q}"
+        " --expect {params.digest} --log {log}"
+
+
+rule engine:
+    input:
+        "results/{experiment}/model{suffix}.onnx",
+    output:
+        engine="results/{experiment}/model{suffix}.engine",
+        header="results/{experiment}/model{suffix}.engine.json",
+    log:
+        "logs/engine/{experiment}{suffix}.log",
+    conda:
+        "../envs/tessera.yaml"
+    threads: 2
+    resources:
+        gpu=1,
+    params:
+        lineage=lineage("engine"),
+        digest=digest("engine"),
+        precision=precision_of,
+        data_root=data_root,
+    shell:
+        "tessera engine {wildcards.experiment} --precision {params.precision} --data-root {params.data_root:q}"
+        " --expect {params.digest} --log {log}"
+
+
+rule parity_onnx:
+    input:
+        reference="results/{experiment}/model.pth",
+        candidate="results/{experiment}/model{suffix}.onnx",
+    output:
+        "results/{experiment}/onnx_parity{suffix}.json",
+    log:
+        "logs/parity_onnx/{experiment}{suffix}.log",
+    conda:
+        "../envs/tessera.yaml"
+    threads: 4
+    params:
+        lineage=lineage("parity", "onnx"),
+        digest=digest("parity", "onnx"),
+        precision=precision_of,
+        data_root=data_root,
+    shell:
+        "tessera parity {wildcards.experiment} --runtime onnx --precision {params.precision} --data-root {params.data_root:q}"
+        " --expect {params.digest} --log {log}"
+
+
+rule parity_trt:
+    input:
+        reference="results/{experiment}/model.pth",
+        candidate="results/{experiment}/model{suffix}.engine",
+    output:
+        "results/{experiment}/trt_parity{suffix}.json",
+    log:
+        "logs/parity_trt/{experiment}{suffix}.log",
+    conda:
+        "../envs/tessera.yaml"
+    threads: 4
+    resources:
+        gpu=1,
+    params:
+        lineage=lineage("parity", "trt"),
+        digest=digest("parity", "trt"),
+        precision=precision_of,
+        data_root=data_root,
+    shell:
+        "tessera parity {wildcards.experiment} --runtime trt --precision {params.precision} --data-root {params.data_root:q}"
+        " --expect {params.digest} --log {log}"

@@ -1,0 +1,131 @@
+rule evaluate:
+    input:
+        "results/{experiment}/model.pth",
+    output:
+        metrics="results/{experiment}/eval.json",
+        predictions="results/{experiment}/eval.predictions.json.gz",
+    log:
+        "logs/evaluate/{experiment}.log",
+    conda:
+        "../envs/tessera.yaml"
+    threads: 4
+    resources:
+        gpu=1,
+    params:
+        lineage=lineage("evaluate"),
+        digest=digest("evaluate"),
+        data_root=data_root,
+    shell:
+        "tessera evaluate {wildcards.experiment} --runtime torch --data-root {params.data_root:q}"
+        " --expect {params.digest} --log {log}"
+
+
+rule evaluate_onnx:
+    input:
+        model="results/{experiment}/model{suffix}.onnx",
+        parity="results/{experiment}/onnx_parity{suffix}.json",
+    output:
+        metrics="results/{experiment}/onnx_eval{suffix}.json",
+        predictions="results/{experiment}/onnx_eval{suffix}.predictions.json.gz",
+    log:
+        "logs/evaluate_onnx/{experiment}{suffix}.log",
+    conda:
+        "../envs/tessera.yaml"
+    threads: 4
+    params:
+        lineage=lineage("evaluate", "onnx"),
+        digest=digest("evaluate", "onnx"),
+        precision=precision_of,
+        data_root=data_root,
+    shell:
+        "tessera evaluate {wildcards.experiment} --runtime onnx --precision {params.precision} --data-root {params.data_root:q}"
+        " --expect {params.digest} --log {log}"
+
+
+rule evaluate_trt:
+    input:
+        model="results/{experiment}/model{suffix}.engine",
+        parity="results/{experiment}/trt_parity{suffix}.json",
+    output:
+        metrics="results/{experiment}/trt_eval{suffix}.json",
+        predictions="results/{experiment}/trt_eval{suffix}.predictions.json.gz",
+    log:
+        "logs/evaluate_trt/{experiment}{suffix}.log",
+    conda:
+        "../envs/tessera.yaml"
+    threads: 4
+    resources:
+        gpu=1,
+    params:
+        lineage=lineage("evaluate", "trt"),
+        digest=digest("evaluate", "trt"),
+        precision=precision_of,
+        data_root=data_root,
+    shell:
+        "tessera evaluate {wildcards.experiment} --runtime trt --precision {params.precision} --data-root {params.data_root:q}"
+        " --expect {params.digest} --log {log}"
+
+
+rule infer:
+    input:
+        "results/{experiment}/model.pth",
+    output:
+        "results/{experiment}/inference/index.json",
+    log:
+        "logs/infer/{experiment}.log",
+    conda:
+        "../envs/tessera.yaml"
+    threads: 4
+    resources:
+        gpu=1,
+    params:
+        lineage=lineage("infer"),
+        digest=digest("infer"),
+        data_root=data_root,
+    shell:
+        "tessera infer {wildcards.experiment} --runtime torch --data-root {params.data_root:q}"
+        " --expect {params.digest} --log {log}"
+
+
+rule infer_onnx:
+    input:
+        model="results/{experiment}/model{suffix}.onnx",
+        parity="results/{experiment}/onnx_parity{suffix}.json",
+    output:
+        "results/{experiment}/onnx_inference{suffix}/index.json",
+    log:
+        "logs/infer_onnx/{experiment}{suffix}.log",
+    conda:
+        "../envs/tessera.yaml"
+    threads: 4
+    params:
+        lineage=lineage("infer", "onnx"),
+        digest=digest("infer", "onnx"),
+        precision=precision_of,
+        data_root=data_root,
+    shell:
+        "tessera infer {wildcards.experiment} --runtime onnx --precision {params.precision} --data-root {params.data_root:q}"
+        " --expect {params.digest} --log {log}"
+
+
+rule infer_trt:
+    input:
+        model="results/{experiment}/model{suffix}.engine",
+        parity="results/{experiment}/trt_parity{suffix}.json",
+    output:
+        "results/{experiment}/trt_inference{suffix}/index.json",
+    log:
+        "logs/infer_trt/{experiment}{suffix}.log",
+    conda:
+        "../envs/tessera.yaml"
+    threads: 4
+    resources:
+        gpu=1,
+    params:
+        lineage=lineage("infer", "trt"),
+        digest=digest("infer", "trt"),
+        precision=precision_of,
+        data_root=data_root,
+    shell:
+        "tessera infer {wildcards.experiment} --runtime trt --precision {params.precision} --data-root {params.data_root:q}"
+        " --expect {params.digest} --log {log}"

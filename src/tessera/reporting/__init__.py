@@ -1,0 +1,1 @@
+"""Tables from evaluation files. Reads JSON only, needs no torch."""

@@ -1,0 +1,86 @@
+"""Evaluation files, checked on the way in: the right schema, the right experiment, made from the spec as it is now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tessera.files import UserError, read_json
+from tessera.spec.compose import Grid
+from tessera.spec.lineage import differences, lineage
+from tessera.spec.planning import evaluation_file, table_columns
+
+
+class Evaluation(BaseModel):
+    """What a table needs of an evaluation file, whatever the runtime."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
+
+    experiment: str
+    model: str
+    backbone: str
+    dataset: str
+    variants: list[str]
+    seed: int
+    split: str
+    runtime: str
+    precision: str
+    images: int = Field(ge=1)
+    metrics: dict[str, float | None] = Field(min_length=1)
+    """Fractions; None where the images hold nothing to measure."""
+    lineage: dict[str, Any]
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Raises UserError naming the file and the key for anything but an evaluation file."""
+    try:
+        found = Evaluation.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the whole file"
+        raise UserError(
+            f"{path}: is no evaluation file of this version ({key}: {first['msg']}); make it again with `snakemake --cores 2 {path}`"
+        ) from None
+    for name, value in found.metrics.items():
+        if value is not None and not 0 <= value <= 1:
+            raise UserError(f"{path}: the metric {name} is {value}, expected a fraction between 0 and 1")
+    return found
+
+
+def collect(grid: Grid, table: str, results: Path) -> list[Evaluation]:
+    """Every evaluation of a table, in the table's order: experiments first, then runtimes, then precisions.
+
+    Raises UserError for an experiment listed twice, a missing or damaged file, a file of another experiment, runtime or precision,
+    and one made from another spec than the present one.
+    """
+    experiments = grid.table_experiments(table)
+    twice = sorted({name for name in experiments if experiments.count(name) > 1})
+    if twice:
+        raise UserError(f"config/config.yaml, tables.{table}.experiments: {', '.join(twice)} stands twice; keep one")
+    found = [
+        _read_expected(grid, results, experiment, runtime, precision)
+        for experiment in experiments
+        for runtime, precision in table_columns(grid.tables[table])
+    ]
+    if not found:
+        raise UserError(f"config/config.yaml, tables.{table}: asks for no evaluation; list experiments and runtimes")
+    return found
+
+
+def _read_expected(grid: Grid, results: Path, experiment: str, runtime: str, precision: str) -> Evaluation:
+    path = results / experiment / evaluation_file(runtime, precision)
+    found = read_evaluation(path)
+    written, wanted = (found.experiment, found.runtime, found.precision), (experiment, runtime, precision)
+    if written != wanted:
+        raise UserError(
+            f"{path}: says it is of {' '.join(written)}, expected {' '.join(wanted)}; was it copied by hand?"
+        )
+    changed = differences(found.lineage, lineage(grid.resolve(experiment).spec, "evaluate", runtime, precision))
+    if changed:
+        lines = "\n  ".join(changed[:20])
+        raise UserError(
+            f"{path}: was made from another spec than the present one; make it again with `snakemake --cores 2 {path}`\n  {lines}"
+        )
+    return found

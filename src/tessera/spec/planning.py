@@ -1,0 +1,151 @@
+"""What the rules ask while Snakemake plans. Every answer is text, or a list of texts, and needs neither torch nor pandas."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tessera.files import UserError, canonical_json
+from tessera.spec.compose import GridFile, Table, load_grid
+from tessera.spec.describe import closest
+from tessera.spec.layers import SOURCE_KEYS, SPLIT_SOURCE_KEYS
+from tessera.spec.lineage import SPLITS, data_digest, data_files, lineage_digest, lineage_text
+from tessera.spec.parts import read_mapping
+from tessera.spec.schema import Spec
+
+RESULTS = "results"
+
+COMPARE_VERSION = 1
+"""Raised when a change of src/tessera/reporting changes the tables."""
+
+
+def evaluation_file(runtime: str, precision: str) -> str:
+    """``onnx_eval.fp16.json``: the runtime is a prefix except for PyTorch, the precision a suffix except for fp32."""
+    return f"{'' if runtime == 'torch' else runtime + '_'}eval{'' if precision == 'fp32' else '.' + precision}.json"
+
+
+def table_columns(table: Table) -> list[tuple[str, str]]:
+    """(runtime, precision) in the order of the table's own lists; PyTorch has fp32 only."""
+    return [
+        (runtime, precision)
+        for runtime in table.runtimes
+        for precision in (["fp32"] if runtime == "torch" else table.precisions)
+    ]
+
+
+class Plan:
+    def __init__(self, config: Mapping[str, Any], root: Path = Path()) -> None:
+        """``config`` is Snakemake's: config/config.yaml overlaid with ``--config``; of the latter, ``data_root`` and ``checkpoints`` count."""
+        _refuse_unheard(config, read_mapping(root / "config" / "config.yaml"))
+        self.grid = load_grid(root, config.get("data_root"))
+        self.data_root = self.grid.data_root
+        self.checkpoints = str(config.get("checkpoints", self.grid.file.checkpoints))
+        self.spec = functools.cache(self._spec)
+        self.dataset_lineage = functools.cache(self._dataset_lineage)
+
+    def _spec(self, experiment: str) -> Spec:
+        return self.grid.resolve(experiment).spec
+
+    def lineage(self, experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32") -> str:
+        return lineage_text(self.spec(experiment), verb, runtime, precision)
+
+    def digest(self, experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32") -> str:
+        return lineage_digest(self.spec(experiment), verb, runtime, precision)
+
+    def precision(self, suffix: str) -> str:
+        """Of the suffix in a file's name: ``.fp16``, or nothing for fp32."""
+        return suffix.removeprefix(".") or "fp32"
+
+    def generated_datasets(self) -> str:
+        """Regular expression that matches the names of the datasets with a generator, and nothing else."""
+        names = [name for name in self.grid.file.datasets if self.grid.dataset(name).generator is not None]
+        return "|".join(map(re.escape, names)) or "(?!)"
+
+    def check_file(self, experiment: str) -> str:
+        """Below the project even when the data root is elsewhere, because that may be read-only."""
+        return f"data/checks/{self.spec(experiment).dataset.name}.json"
+
+    def dataset_files(self, name: str) -> list[str]:
+        """Files that the check waits for: the manifest of a generated dataset, none of any other.
+
+        The content of the annotations is in every lineage; naming the files as inputs as well would make the same data under another
+        root a reason to rerun. Raises UserError when some of them are missing.
+        """
+        dataset = self.grid.dataset(name)
+        if dataset.generator is not None:
+            return [f"{self.data_root}/{name}/manifest.json"]
+        missing = [path for path in data_files(dataset, self.data_root) if not path.is_file()]
+        if missing:
+            raise UserError(
+                f"dataset {name}: {', '.join(map(str, missing))} not found under the data root {self.data_root}; put the dataset there "
+                f"(config/datasets/{name}.yaml says where it expects its files), or name the folder that holds it with "
+                "`--config data_root=...`"
+            )
+        return []
+
+    def _dataset_lineage(self, name: str) -> str:
+        """Where the files are and what is in them, without what is done to the images later."""
+        dataset = self.grid.dataset(name)
+        source: dict[str, Any] = dataset.model_dump(mode="json", include=set(SOURCE_KEYS))
+        for split in SPLITS:
+            source[split] = getattr(dataset, split).model_dump(mode="json", include=set(SPLIT_SOURCE_KEYS))
+        return canonical_json({"dataset": source, "data": data_digest(dataset, self.data_root)})
+
+    def default_targets(self) -> list[str]:
+        """The experiments that config/config.yaml lists, as far as a machine without a GPU can take them, and all tables."""
+        files = ("eval.json", "onnx_eval.json", "inference/index.json")
+        return [
+            *(f"{RESULTS}/{name}/{file}" for name in self.grid.experiments for file in files),
+            *(f"{RESULTS}/tables/{table}.md" for table in self.grid.tables),
+        ]
+
+    def table_evaluations(self, table: str) -> list[str]:
+        return [f"{RESULTS}/{experiment}/{file}" for experiment, _, _, file in self._rows(table)]
+
+    def table_lineage(self, table: str) -> str:
+        """The table's definition and the lineage of every number in it."""
+        rows = {
+            f"{experiment}/{file}": self.digest(experiment, "evaluate", runtime, precision)
+            for experiment, runtime, precision, file in self._rows(table)
+        }
+        definition = self.grid.tables[table].model_dump(mode="json")
+        return canonical_json({"table": definition, "version": COMPARE_VERSION, "evaluations": rows})
+
+    def _rows(self, table: str) -> list[tuple[str, str, str, str]]:
+        return [
+            (experiment, runtime, precision, evaluation_file(runtime, precision))
+            for experiment in self.grid.table_experiments(table)
+            for runtime, precision in table_columns(self.grid.tables[table])
+        ]
+
+
+def engine_notice(rules: Iterable[str], availability: Callable[[], str | None]) -> str | None:
+    """What to say when TensorRT stages are planned on a machine that cannot run them; the stages themselves fail with the same reason.
+
+    ``availability`` answers what is missing, or None; it is asked only when such stages are planned.
+    """
+    if not any(rule == "engine" or rule.endswith("_trt") for rule in rules):
+        return None
+    missing = availability()
+    if missing is None:
+        return None
+    return (
+        f"TensorRT stages are planned, but this machine cannot run them: {missing}\n"
+        "What it can make is onnx_eval.json in place of trt_eval.json: the same graph, measured in ONNX Runtime."
+    )
+
+
+def _refuse_unheard(config: Mapping[str, Any], file: Mapping[str, Any]) -> None:
+    """Raises UserError for a ``--config`` that nothing would listen to."""
+    heard = ("data_root", "checkpoints")
+    for key, value in config.items():
+        if key in heard or (key in file and file[key] == value):
+            continue
+        near = closest(key, list(GridFile.model_fields))
+        hint = f"; did you mean {near[0]}?" if near and key not in GridFile.model_fields else ""
+        raise UserError(
+            f"--config {key}={value}: on the command line only {' and '.join(heard)} can be set{hint}; other keys belong in config/config.yaml"
+        )
