@@ -46,14 +46,10 @@ class Evaluation:
         precision: str,
         lineage: dict[str, Any],
     ) -> dict[str, Any]:
-        """What eval.json holds, the same for every runtime. ``parts``: which files of the configuration the experiment is made of."""
+        """What eval.json holds, the same for every runtime. ``parts`` are what the experiment's name stands for: model, backbone, ..."""
         return {
             "experiment": experiment,
-            "model": parts.get("model", spec.model.name),
-            "backbone": parts.get("backbone", spec.model.backbone.name),
-            "dataset": parts.get("dataset", spec.dataset.name),
-            "variants": list(parts.get("variants", ())),
-            "seed": spec.seed,
+            **parts,
             "mode": self.mode,
             "split": spec.evaluate.split,
             "runtime": runtime,

@@ -20,5 +20,9 @@ def build(
     return Model(
         network=Mask2Former(spec, len(catalog), activation_checkpoint, load_pretrained),
         criterion=MaskCriterion(len(catalog), spec.loss),
-        postprocess=MaskPostprocess(spec.mode, catalog, postprocess),
+        postprocess=build_postprocess(spec, catalog, postprocess),
     )
+
+
+def build_postprocess(spec: Mask2FormerSpec, catalog: ClassCatalog, postprocess: PostprocessSpec) -> MaskPostprocess:
+    return MaskPostprocess(spec.mode, catalog, postprocess)
