@@ -38,7 +38,7 @@ SPLITS = ("train", "val", "test")
 
 _HUES = {1: (-0.03, 0.02), 2: (0.12, 0.16), 3: (0.76, 0.84), 4: (0.48, 0.52)}
 _SKY, _GRASS, _ROAD = 5, 6, 7
-_DIAMETER = (0.22, 0.40)
+_DIAMETER = (0.24, 0.40)
 _TILT = math.radians(15)
 _LEAST_VISIBLE = 0.5
 _PLACING_TRIES = 10
@@ -93,14 +93,16 @@ def generate_scene(spec: DemoSpec, split: str, index: int) -> Scene:
     placed: list[tuple[int, npt.NDArray[np.bool_]]] = []
     for _ in range(dice.whole(1, spec.max_objects)):
         category = dice.whole(1, 4)
-        shape = _place(dice, category, spec.height, spec.width, [whole for _, whole in placed])
-        if shape is None:
+        found = _place(dice, category, spec.height, spec.width, [whole for _, whole in placed])
+        if found is None:
             continue
+        shape, inner = found
         placed.append((category, shape))
         low, high = _HUES[category]
         color = colorsys.hsv_to_rgb(dice.uniform(low, high) % 1, dice.uniform(0.75, 0.95), dice.uniform(0.75, 1.0))
         texture = np.array(color) * 255 + 8 * dice.noise(spec.height, spec.width, 1)
-        image[shape] = texture[shape]
+        # The darker rim tells two things of one class apart where they overlap.
+        image[shape] = (texture * np.where(inner, 1.0, 0.6)[..., None])[shape]
         semantic[shape] = category
     things = [
         Thing(category, visible, bool(visible.sum() < whole.sum()))
@@ -225,8 +227,8 @@ def _background(dice: _Dice, height: int, width: int) -> tuple[npt.NDArray[np.fl
 
 def _place(
     dice: _Dice, category: int, height: int, width: int, before: list[npt.NDArray[np.bool_]]
-) -> npt.NDArray[np.bool_] | None:
-    """A shape (H, W) inside the image that leaves at least half of every earlier one visible; None when there is no room."""
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]] | None:
+    """A shape (H, W) and its inner part, inside the image; every earlier one stays visible by half. None when there is no room."""
     for _ in range(_PLACING_TRIES):
         radius = dice.uniform(*_DIAMETER) * min(height, width) / 2
         center_x = dice.uniform(radius, width - radius)
@@ -236,7 +238,7 @@ def _place(
         together = [*before, shape]
         seen = zip(_visible(together), together, strict=True)
         if all(visible.sum() >= _LEAST_VISIBLE * whole.sum() for visible, whole in seen):
-            return shape
+            return shape, _shape(category, height, width, center_x, center_y, 0.88 * radius, tilt)
     return None
 
 

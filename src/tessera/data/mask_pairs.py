@@ -49,8 +49,11 @@ class MaskPairs(SegmentationDataset):
     def annotated_size(self, index: int) -> tuple[int, int] | None:
         return None
 
+    def mask_path(self, index: int) -> Path:
+        return self._mask_folder / self._masks[index]
+
     def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
-        path = self._mask_folder / self._masks[index]
+        path = self.mask_path(index)
         ids = read_mask_ids(path)
         if ids.shape != size:
             findings.errors.append(

@@ -66,6 +66,10 @@ class CocoPanoptic(SegmentationDataset):
         height, width = self._records[index]["size"]
         return None if height is None else (height, width)
 
+    def mask_path(self, index: int) -> Path | None:
+        name = self._records[index]["file_name"]
+        return None if name is None else self._panoptic_folder / name
+
     def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
         self.check_size(index, size, findings)
         record = self._records[index]

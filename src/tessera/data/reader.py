@@ -94,6 +94,10 @@ class SegmentationDataset(ABC):
     def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
         """What is to be found in the image, whose real (height, width) is ``size``; faults are added to ``findings``."""
 
+    def mask_path(self, index: int) -> Path | None:
+        """The file that holds the masks of the image; None where the annotation file itself does."""
+        return None
+
     def check_size(self, index: int, size: tuple[int, int], findings: Findings) -> None:
         """An image whose size differs from its annotation's is an error: its masks would be shifted."""
         stated = self.annotated_size(index)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,9 +28,7 @@ _PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.Decompressio
 def open_image(path: Path) -> Iterator[Image.Image]:
     """A Pillow image; every way in which Pillow gives up, also while decoding inside the block, becomes a UserError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(path)
+        image = Image.open(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected an image") from None
     except _PILLOW_ERRORS as error:

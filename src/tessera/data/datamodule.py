@@ -1,0 +1,271 @@
+"""Loaders: which images, in which order, in which batches. Neither depends on worker count, restarts or the clock."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from tessera.data.datasets import SegmentationDataset, open_dataset
+from tessera.data.transforms import augment, order_generator, pad_target, resize_target, sample_generator, select
+from tessera.files import UserError
+from tessera.ops.images import input_size, make_batch, pad_and_stack, padded_size
+from tessera.spec.schema import AugmentationSpec, DatasetSpec, Mode, Spec
+from tessera.structures import Batch, ClassCatalog, ImageMeta, Sample, Target
+
+_DIVISOR = 32
+
+
+def train_loader(
+    spec: Spec, catalog: ClassCatalog, epoch: int, start_batch: int = 0, rank: int = 0, world_size: int = 1
+) -> DataLoader[Any]:
+    """The batches of one epoch (counted from 0) for one process; the first one yielded is number ``start_batch``.
+
+    ``len()`` is the number of batches of the full epoch, whatever ``start_batch`` is. An epoch is one pass over the split without
+    its incomplete last batch; with ``train.iters_per_epoch``, that many batches out of an endless row of passes, in which the next
+    epoch goes on where this one ends.
+    """
+    dataset = _open(spec, "train", catalog)
+    section = spec.dataset.train
+    batches = TrainBatches(
+        len(dataset),
+        section.batch_size,
+        spec.seed,
+        epoch,
+        spec.train.iters_per_epoch,
+        start_batch,
+        rank,
+        world_size,
+    )
+    augmentation = spec.dataset.augmentation
+    return DataLoader(
+        AugmentedDataset(dataset, augmentation, section.target_size, spec.seed),
+        batch_sampler=batches,
+        num_workers=section.num_workers,
+        collate_fn=TrainCollate(augmentation.train_crop_size, spec.model.pixel_mean),
+        generator=_own_generator(),
+    )
+
+
+def eval_loader(
+    spec: Spec,
+    catalog: ClassCatalog,
+    split: str,
+    fixed_size: tuple[int, int] | None = None,
+    limit: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    max_batch: int | None = None,
+) -> DataLoader[Any]:
+    """Every image of the split once (over all ranks), with ``targets`` at the network's input size and ``truths`` at the original.
+
+    A batch holds images of one padded size only, so that batch-mates never change an image's input. ``limit`` takes the first
+    so many images; ``fixed_size`` and ``max_batch`` are what a runtime accepts.
+    """
+    dataset = _open(spec, split, catalog)
+    section = getattr(spec.dataset, split)
+    augmentation = spec.dataset.augmentation
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    size = section.batch_size if max_batch is None else min(section.batch_size, max_batch)
+    sizes = []
+    for index in range(count):
+        height, width = section.target_size or dataset.size(index)
+        sizes.append(padded_size([input_size(height, width, augmentation, fixed_size)], _DIVISOR, fixed_size))
+    return DataLoader(
+        ReadDataset(dataset),
+        batch_sampler=FixedBatches(group_batches(sizes, size)[rank::world_size]),
+        num_workers=section.num_workers,
+        collate_fn=EvalCollate(augmentation, spec.model.pixel_mean, fixed_size, section.target_size),
+        generator=_own_generator(),
+    )
+
+
+def group_batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
+    """Indices 0..N-1 in batches of at most ``batch_size`` with equal sizes: by size, then by index."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, size in enumerate(sizes):
+        groups.setdefault(size, []).append(index)
+    return [
+        groups[size][start : start + batch_size]
+        for size in sorted(groups)
+        for start in range(0, len(groups[size]), batch_size)
+    ]
+
+
+class TrainBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (pass, index). The row of batches over all passes is one for all ranks; each takes its share of every batch."""
+
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        seed: int,
+        epoch: int,
+        batches_per_epoch: int | None = None,
+        start_batch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self._images = images
+        self._batch_size = batch_size
+        self._seed = seed
+        self._rank = rank
+        self._together = batch_size * world_size
+        self._per_pass = images // self._together
+        if not self._per_pass:
+            raise UserError(
+                f"dataset.train: {images} image(s), fewer than one step takes (batch_size {batch_size} x {world_size} process(es)); "
+                "lower dataset.train.batch_size or train.num_gpus"
+            )
+        self._length = batches_per_epoch or self._per_pass
+        self._first = epoch * self._length
+        self._start = start_batch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order: list[int] = []
+        ordered = -1
+        for number in range(self._first + self._start, self._first + self._length):
+            passage, place = divmod(number, self._per_pass)
+            if passage != ordered:
+                order = order_generator(self._seed, passage).permutation(self._images).tolist()
+                ordered = passage
+            start = place * self._together + self._rank * self._batch_size
+            yield [(passage, index) for index in order[start : start + self._batch_size]]
+
+
+class FixedBatches(Sampler[list[int]]):
+    def __init__(self, batches: list[list[int]]) -> None:
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._batches)
+
+
+class AugmentedDataset(Dataset[tuple[Sample, tuple[int, int]]]):
+    """Samples by (pass, index), resized and cropped but not yet padded."""
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        augmentation: AugmentationSpec,
+        target_size: tuple[int, int] | None,
+        seed: int,
+    ) -> None:
+        self._dataset = dataset
+        self._augmentation = augmentation
+        self._target_size = target_size
+        self._seed = seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, tuple[int, int]]:
+        """The sample and the (height, width) of the image as read."""
+        passage, index = key
+        sample = self._dataset.read(index)
+        generator = sample_generator(self._seed, passage, index)
+        image, target = augment(sample.image, sample.target, self._augmentation, self._target_size, generator)
+        return replace(sample, image=image, target=target), _size(sample.image)
+
+
+class ReadDataset(Dataset[Sample]):
+    """Samples by index, as read."""
+
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self._dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._dataset.read(index)
+
+
+@dataclass(frozen=True)
+class TrainCollate:
+    crop_size: tuple[int, int]
+    pixel_mean: tuple[float, float, float]
+
+    def __call__(self, items: list[tuple[Sample, tuple[int, int]]]) -> Batch:
+        size = padded_size([self.crop_size], _DIVISOR)
+        images, padding = pad_and_stack([sample.image for sample, _ in items], size, self.pixel_mean)
+        metas = [
+            ImageMeta(sample.image_id, sample.file_name, original, _size(sample.image)) for sample, original in items
+        ]
+        targets = [pad_target(sample.target, size) for sample, _ in items]
+        return Batch(images, padding, metas, targets, truths=None)
+
+
+@dataclass(frozen=True)
+class EvalCollate:
+    augmentation: AugmentationSpec
+    pixel_mean: tuple[float, float, float]
+    fixed_size: tuple[int, int] | None
+    target_size: tuple[int, int] | None
+
+    def __call__(self, samples: list[Sample]) -> Batch:
+        batch = make_batch(
+            [sample.image for sample in samples],
+            [sample.image_id for sample in samples],
+            [sample.file_name for sample in samples],
+            self.augmentation,
+            self.pixel_mean,
+            _DIVISOR,
+            self.fixed_size,
+            self.target_size,
+        )
+        size = _size(batch.images)
+        batch.targets = [
+            _training_target(sample.target, meta.resized_size, size)
+            for sample, meta in zip(samples, batch.metas, strict=True)
+        ]
+        batch.truths = [sample.target for sample in samples]
+        return batch
+
+
+def _training_target(truth: Target, resized: tuple[int, int], padded: tuple[int, int]) -> Target:
+    """What the losses see: without crowd regions and without what has no pixel left at this size."""
+    target = resize_target(select(truth, ~truth.iscrowd), resized)
+    return pad_target(select(target, target.masks.flatten(1).any(dim=1)), padded)
+
+
+def _size(image: Tensor) -> tuple[int, int]:
+    return image.shape[-2], image.shape[-1]
+
+
+def _own_generator() -> torch.Generator:
+    """The loader draws a seed for its workers; from the global generator, that would shift what training draws from it."""
+    return torch.Generator().manual_seed(0)
+
+
+def _open(spec: Spec, split: str, catalog: ClassCatalog) -> SegmentationDataset:
+    root = Path(spec.data_root)
+    names = (spec.dataset.label_map, getattr(spec.dataset, split).annotations)
+    stamps = tuple(_stamp(root / name) for name in names if name is not None)
+    text = spec.dataset.model_dump_json()
+    return _open_once(text, split, catalog, spec.model.mode, spec.data_root, stamps)
+
+
+@functools.lru_cache(maxsize=4)
+def _open_once(
+    text: str, split: str, catalog: ClassCatalog, mode: Mode, data_root: str, _stamps: tuple[tuple[int, int], ...]
+) -> SegmentationDataset:
+    """Every epoch makes its loader anew; the annotations are parsed again only when a file has changed."""
+    return open_dataset(DatasetSpec.model_validate_json(text), split, catalog, mode, data_root)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
