@@ -1,0 +1,67 @@
+# `make demo`: environment, data, training, evaluation, table. `make test`: the tests. Afterwards `. .venv/bin/activate` for
+# plain `snakemake`, `tessera` and `pytest`.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+
+PYTHON ?= 3.11
+CORES ?= $(shell nproc)
+PYTEST ?=
+
+UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+DEMO := results/mask2former_swin
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
+	--no-annotate --custom-compile-command "make lock" $(LOCKFLAGS)
+
+.PHONY: demo test lint lock unlock clean
+
+demo: .venv/.run
+	snakemake --cores $(CORES) $(DEMO)/eval.json $(DEMO)/onnx_eval.json $(DEMO)/inference/index.json results/tables/demo.md
+	@echo
+	@cat results/tables/demo.md
+	@echo
+	@echo "Pictures: $(DEMO)/inference/    Training curve: $(DEMO)/metrics.csv    All numbers: results/tables/demo.csv"
+
+test: .venv/.dev
+	pytest $(PYTEST)
+
+lint: .venv/.dev
+	ruff check .
+	ruff format --check .
+	mypy
+	snakefmt --check Snakefile rules
+	snakemake --lint
+
+# New versions: make lock LOCKFLAGS=--upgrade
+lock: | $(filter .uv/bin/uv,$(UV))
+	for name in tessera dev tensorrt10 tensorrt11; do $(COMPILE) envs/$$name.in --output-file envs/$$name.lock; done
+	sed -i "s/^echo \"[0-9a-f]*  /echo \"$$(sha256sum envs/tessera.lock | cut -d' ' -f1)  /" envs/tessera.post-deploy.sh
+
+# After a kill -9 of snakemake; make sure first that no other snakemake runs in this folder.
+unlock: .venv/.run
+	snakemake --unlock
+
+# Environment and caches only: results, checkpoints and data stay.
+clean:
+	rm -rf .venv .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis .snakemake/log
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python: | $(filter .uv/bin/uv,$(UV))
+	$(UV) venv --quiet --python $(PYTHON) .venv
+
+# `install` rather than `sync`: what the tests need may stay when a run needs less.
+.venv/.run: envs/tessera.lock pyproject.toml | .venv/bin/python
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes --requirement envs/tessera.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+.venv/.dev: envs/dev.lock .venv/.run
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes --requirement envs/dev.lock
+	touch $@
+
+.uv/bin/uv:
+	python3 -m venv .uv
+	.uv/bin/python -m pip install --quiet uv
