@@ -55,6 +55,11 @@ def section_of(annotation: Any) -> type[Section] | None:
     return None
 
 
+def named_sections_of(annotation: Any) -> type[Section] | None:
+    """The section behind an annotation ``dict[str, Section]``."""
+    return section_of(typing.get_args(annotation)[1]) if typing.get_origin(annotation) is dict else None
+
+
 def expected(field: FieldInfo) -> str:
     """Type and range in one phrase: ``a number, at least 0, below 1``."""
     limits = range_words(field.metadata)
@@ -87,6 +92,9 @@ def type_words(annotation: Any) -> str:
 
 def range_words(metadata: Sequence[Any]) -> str:
     words = []
+    counts = [item.min_length for item in metadata if isinstance(item, MinLen)]
+    if counts and MaxLen(counts[0]) in metadata:
+        return f"exactly {counts[0]} of them"
     for item in metadata:
         if isinstance(item, FieldInfo):
             words.append(range_words(item.metadata))

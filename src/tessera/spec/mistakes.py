@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from tessera.files import UserError
-from tessera.spec.describe import expected, nearest_keys, section_of
+from tessera.spec.describe import expected, named_sections_of, nearest_keys, section_of
 from tessera.spec.parts import line_of, shown
 from tessera.spec.schema import Section
 
@@ -64,31 +64,44 @@ def from_validation(
             for key, text in detail["ctx"]["mistakes"]:
                 found.setdefault((prefix + key, text), Mistake(_origins(prefix + key, set_by), prefix + key, text))
             continue
-        key, field = _field_at(root, detail["loc"])
+        key, place = _place_at(root, detail["loc"])
         value = _value_at(values, key)
-        if field is None:
-            text = detail["msg"].removeprefix("Value error, ")
-        elif detail["type"] == "extra_forbidden":
-            prefix, _, name = key.rpartition(".")
-            text = unknown_key(root, root, "", prefix + "." if prefix else "", name).text
+        if detail["type"] == "extra_forbidden":
+            prefix, dot, name = key.rpartition(".")
+            text = unknown_key(root, root, "", prefix + dot, name).text
+        elif isinstance(place, FieldInfo):
+            text = f"expected {expected(place)}, found {shown(value)}{_advice(place, value)}"
+        elif detail["type"] == "model_type":
+            text = not_a_section(place, "", key, value).text
         else:
-            text = f"expected {expected(field)}, found {shown(value)}{_advice(field, value)}"
+            text = detail["msg"].removeprefix("Value error, ")
         found.setdefault((key, text), Mistake(_origins(key, set_by), key, text))
     return list(found.values())
 
 
-def _field_at(root: type[Section], location: tuple[int | str, ...]) -> tuple[str, FieldInfo | None]:
-    """Dotted key and field of an error's location, which goes on into list items and union members; None for a section."""
+def _place_at(root: type[Section], location: tuple[int | str, ...]) -> tuple[str, FieldInfo | type[Section]]:
+    """Dotted key of an error's location, which goes on into list items and union members, and the field or section that it names."""
     section: type[Section] | None = root
-    field: FieldInfo | None = None
+    place: FieldInfo | type[Section] = root
     key: list[str] = []
     for piece in location:
-        if section is None or not isinstance(piece, str) or piece not in section.model_fields:
+        if not isinstance(piece, str):
             break
-        field = section.model_fields[piece]
+        if section is None:
+            section = named_sections_of(place.annotation) if isinstance(place, FieldInfo) else None
+            if section is None:
+                break
+            place = section
+        else:
+            if piece in section.model_fields:
+                field = section.model_fields[piece]
+                below = section_of(field.annotation)
+                place, section = below or field, below
+            else:
+                key.append(piece)
+                break
         key.append(piece)
-        section = section_of(field.annotation)
-    return ".".join(key), field if section is None else None
+    return ".".join(key), place
 
 
 def _value_at(values: Any, key: str) -> Any:
