@@ -63,7 +63,15 @@ class Canvas:
         left, right = x1, x2 - width
         above, below = y1 - height, y2
         beside = [(x1 - width, y1), (x2, y1), (x1 - width, y2 - height), (x2, y2 - height)]
-        places = [(left, above), (right, above), (left, below), (right, below), *beside, (left, y1), (left, y2 - height)]
+        places = [
+            (left, above),
+            (right, above),
+            (left, below),
+            (right, below),
+            *beside,
+            (left, y1),
+            (left, y2 - height),
+        ]
         self._labels.append((places, text, color))
 
     def label_mask(self, mask: Tensor, text: str, color: Color) -> None:
@@ -114,9 +122,7 @@ class Canvas:
     def _measure(self, text: str) -> tuple[float, float]:
         return font(self.font_size).getlength(text) + 0.7 * self.font_size, 1.35 * self.font_size
 
-    def _place(
-        self, places: list[tuple[float, float]], size: tuple[float, float], taken: list[Rectangle]
-    ) -> Rectangle:
+    def _place(self, places: list[tuple[float, float]], size: tuple[float, float], taken: list[Rectangle]) -> Rectangle:
         """The first of the places, moved into the picture, that hide the fewest labels and the least of small objects."""
         bottom, right = self.pixels.shape[0] - 1, self.pixels.shape[1] - 1
         spots = []

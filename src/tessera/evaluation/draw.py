@@ -33,9 +33,7 @@ def draw_predictions(
     raise ValueError(f"{predictions.meta.file_name}: the prediction has no {mode} part to draw")
 
 
-def draw_truth(
-    image: Tensor, truth: Target, catalog: ClassCatalog, mode: Mode, opacity: float = 0.5
-) -> Image.Image:
+def draw_truth(image: Tensor, truth: Target, catalog: ClassCatalog, mode: Mode, opacity: float = 0.5) -> Image.Image:
     """The same for a target at original size; crowd regions are drawn as stuff is, without box, in panoptic mode."""
     if mode == "semantic":
         if truth.semantic is None:

@@ -1,0 +1,45 @@
+"""Predictions from any runtime in three lines::
+
+    from tessera.inference import load_predictor
+    model = load_predictor("results/mask2former_swin/model.pth")
+    predictions = model.predict("street.jpg")
+
+Importing this package alone imports no torch: the workflow asks its ``trt_library`` while it plans.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tessera.files import UserError
+
+if TYPE_CHECKING:
+    from tessera.inference.predictor import Predictor
+    from tessera.spec.schema import PostprocessSpec
+
+__all__ = ["load_predictor"]
+
+
+def load_predictor(path: str | Path, postprocess: PostprocessSpec | None = None, device: str = "auto") -> Predictor:
+    """Opens ``model.pth`` (PyTorch), ``*.onnx`` (ONNX Runtime) or ``*.engine`` (TensorRT).
+
+    ``postprocess`` replaces the thresholds that the model was made with. ``device``: ``auto`` takes the GPU where there is one;
+    otherwise ``cpu``, ``cuda`` or ``cuda:1``. Raises UserError on a file that no stage wrote.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a model.pth, an .onnx file or an .engine file")
+    if path.suffix == ".pth":
+        from tessera.inference.torch_runtime import TorchPredictor
+
+        return TorchPredictor.load(path, postprocess, device)
+    if path.suffix == ".onnx":
+        from tessera.inference.onnx_runtime import OnnxPredictor
+
+        return OnnxPredictor.load(path, postprocess, device)
+    if path.suffix == ".engine":
+        from tessera.inference.trt_runtime import TrtPredictor
+
+        return TrtPredictor.load(path, postprocess, device)
+    raise UserError(f"{path}: expected a name that ends in .pth, .onnx or .engine, which says what executes it")

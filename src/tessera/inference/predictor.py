@@ -1,0 +1,145 @@
+"""What every runtime shares: one preprocessing before it, one post-processing after it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from tessera.files import UserError
+from tessera.inference.sources import ImageSource, is_many, open_source
+from tessera.ops.images import input_size, make_batch, padded_size
+from tessera.provenance import Header
+from tessera.structures import Batch, ImageMeta, Instances, Panoptic, Predictions
+
+Postprocess = Callable[[dict[str, Tensor], list[ImageMeta], tuple[int, int]], list[Predictions]]
+"""See ``models.base``."""
+
+
+class Predictor(ABC):
+    """A runtime implements ``outputs``; everything else is here."""
+
+    runtime: ClassVar[str]
+    """torch, onnx or trt."""
+    size_divisor: int = 32
+    """Height and width of a batch are multiples of this."""
+
+    def __init__(
+        self,
+        header: Header,
+        postprocess: Postprocess,
+        fixed_size: tuple[int, int] | None = None,
+        max_batch: int | None = None,
+    ) -> None:
+        self.header = header
+        self.precision = header.precision
+        self.postprocess = postprocess
+        self.input_size = fixed_size
+        """(height, width) that every batch must have; None for any."""
+        self.max_batch = max_batch
+        """Images that one call of ``outputs`` takes at most; None for any number."""
+
+    @abstractmethod
+    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+        """The network's raw outputs for (B, 3, H, W) float32 RGB in [0, 1], B at most ``max_batch``, on any device."""
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch) -> list[Predictions]:
+        """One answer per image, on the CPU. Splits a batch that is larger than the runtime takes."""
+        size = (batch.images.shape[2], batch.images.shape[3])
+        if self.input_size is not None and size != self.input_size:
+            raise UserError(
+                f"{self.runtime} {self.precision}: takes images of {self.input_size} (height, width), got a batch of {size}; "
+                "prepare the batch with this fixed size, or export with export.dynamic_size=true"
+            )
+        step = self.max_batch or len(batch.metas)
+        found: list[Predictions] = []
+        for start in range(0, len(batch.metas), step):
+            images, metas = batch.images[start : start + step], batch.metas[start : start + step]
+            found += [_to_cpu(answer) for answer in self.postprocess(self.outputs(images), metas, size)]
+        return found
+
+    def predict(self, source: Any, batch_size: int = 1) -> Predictions | list[Predictions]:
+        """For a path, an (H, W, 3) uint8 RGB array or a Pillow image its predictions; for a folder or a list a list of them."""
+        found = [prediction for _, prediction in self.stream(open_source(source), batch_size)]
+        return found if is_many(source) else found[0]
+
+    def stream(self, sources: Iterable[ImageSource], batch_size: int = 1) -> Iterator[tuple[Tensor, Predictions]]:
+        """Image (3, H, W) uint8 and predictions, in order, keeping one batch in memory.
+
+        A batch holds successive images of equal padded size only, so that batch-mates never change an image's input.
+        """
+        limit = min(batch_size, self.max_batch or batch_size)
+        group: list[tuple[ImageSource, Tensor]] = []
+        group_size: tuple[int, int] | None = None
+        for source in sources:
+            image = source.read()
+            size = self._padded_size(image)
+            if group and (size != group_size or len(group) == limit):
+                yield from self._predict(group)
+                group = []
+            group.append((source, image))
+            group_size = size
+        if group:
+            yield from self._predict(group)
+
+    def _predict(self, group: list[tuple[ImageSource, Tensor]]) -> Iterator[tuple[Tensor, Predictions]]:
+        spec = self.header.spec
+        batch = make_batch(
+            [image for _, image in group],
+            [source.image_id for source, _ in group],
+            [source.file_name for source, _ in group],
+            spec.dataset.augmentation,
+            spec.model.pixel_mean,
+            self.size_divisor,
+            self.input_size,
+            self._target_size,
+        )
+        yield from zip((image for _, image in group), self(batch), strict=True)
+
+    def _padded_size(self, image: Tensor) -> tuple[int, int]:
+        height, width = self._target_size or (image.shape[1], image.shape[2])
+        inside = input_size(height, width, self.header.spec.dataset.augmentation, self.input_size)
+        return padded_size([inside], self.size_divisor, self.input_size)
+
+    @property
+    def _target_size(self) -> tuple[int, int] | None:
+        """To which images are stretched first: as in the split that the model is evaluated on."""
+        spec = self.header.spec
+        return (spec.dataset.val if spec.evaluate.split == "val" else spec.dataset.test).target_size
+
+
+def choose_device(device: str, path: Path) -> torch.device:
+    """``auto``: the GPU where PyTorch sees one. Raises UserError for a device that is not there."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"{path}: device {device!r} is unknown; expected auto, cpu, cuda or cuda:<number>") from None
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"{path}: device {device} asked for, but PyTorch sees {torch.cuda.device_count()} GPU(s); use device auto or cpu"
+        )
+    return chosen
+
+
+def _to_cpu(found: Predictions) -> Predictions:
+    instances, panoptic = found.instances, found.panoptic
+    return Predictions(
+        found.meta,
+        None if found.semantic is None else found.semantic.cpu(),
+        None
+        if instances is None
+        else Instances(
+            instances.scores.cpu(),
+            instances.labels.cpu(),
+            instances.boxes.cpu(),
+            None if instances.masks is None else instances.masks.cpu(),
+        ),
+        None if panoptic is None else Panoptic(panoptic.ids.cpu(), panoptic.segments),
+    )
