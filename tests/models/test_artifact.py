@@ -74,6 +74,13 @@ def cut_off(path):
     path.write_bytes(path.read_bytes()[:-500])
 
 
+def flip_a_bit(path):
+    save_model(path, {"weight": torch.zeros(1000)}, make_header())
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
 class Hostile:
     def __reduce__(self):
         return (os.mkdir, ("executed",))
@@ -87,6 +94,7 @@ class Hostile:
         (lambda path: path.write_bytes(b""), "damaged"),
         (lambda path: path.write_bytes(b"\x89PNG\r\n not a model"), "damaged"),
         (cut_off, "damaged"),
+        (flip_a_bit, "checksum of"),
         (lambda path: path.write_bytes(pickle.dumps(Hostile())), "nothing in it was executed"),
         (lambda path: torch.save({"state": Hostile()}, path), "nothing in it was executed"),
         (lambda path: torch.save(TinyNetwork(2).state_dict(), path), "holds no `header`"),

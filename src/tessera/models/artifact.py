@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def load_model(path: Path, postprocess: PostprocessSpec | None = None) -> tuple[
 def read_weights(path: Path) -> Any:
     """``torch.load`` of tensors and plain values onto the CPU; no code in the file is ever executed.
 
+    Checksums are compared, which torch itself does not do.
     Raises UserError when the file is missing, damaged, or a pickle of anything else.
     """
     if not path.exists():
@@ -58,6 +60,8 @@ def read_weights(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: is a folder, expected a file of weights")
     try:
+        if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()) is not None:
+            raise ValueError(f"checksum of {damaged} does not match")
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None

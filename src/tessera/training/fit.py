@@ -1,0 +1,178 @@
+"""One process's part of a training: from the newest checkpoint to the last step."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from pytorch_lightning import Trainer
+from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
+from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
+
+from tessera.data.catalog import load_catalog
+from tessera.data.datamodule import train_loader
+from tessera.files import UserError
+from tessera.models import build_model
+from tessera.spec.lineage import lineage
+from tessera.spec.schema import PostprocessSpec, Spec
+from tessera.structures import Batch
+from tessera.training.checkpoint import say
+from tessera.training.hardware import PRECISIONS, Hardware, choose, deterministic, is_out_of_memory, memory_advice
+from tessera.training.interrupt import StopRequest
+from tessera.training.loop import Loop
+from tessera.training.module import TrainModule
+from tessera.training.optim import Schedule
+from tessera.training.plan import Plan, find_checkpoint
+from tessera.training.progress import Progress
+from tessera.training.state import METRIC, State, counter_seed
+from tessera.training.stream import Stream
+from tessera.training.validation import Validation
+from tessera.training.weights import describe, freeze, load_matching
+
+SHARD_PARAMETERS = 1_000_000
+"""FSDP: modules of at least so many parameters are sharded as one piece."""
+
+
+def fit(spec: Spec, experiment: str, checkpoints: Path, rank: int = 0) -> None:
+    """Leaves the checkpoint of the last step in the resume folder, whose lock the caller holds.
+
+    Raises TrainingStopped after a signal, UserError for what the user can mend: data, a loss that is not finite, memory.
+    """
+    hardware = choose(spec.train)
+    try:
+        _fit(spec, experiment, checkpoints, rank, hardware)
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise UserError(memory_advice(spec, hardware)) from None
+        raise
+
+
+def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Hardware) -> None:
+    train, first = spec.train, rank == 0
+    catalog = load_catalog(spec.dataset, spec.data_root, spec.model.mode)
+    plan = Plan.of(spec, experiment, checkpoints, catalog, hardware.world_size)
+    restored = find_checkpoint(spec, plan, quiet=not first)
+    state = State.from_plain(restored["state"]) if restored else State(threads=torch.get_num_threads())
+    state.starts.append({"step": state.step, "epoch": state.step // plan.steps_per_epoch})
+
+    torch.manual_seed(counter_seed(spec.seed, "initial weights"))
+    model = build_model(
+        spec.model, catalog, PostprocessSpec(), train.activation_checkpoint, load_pretrained=restored is None
+    )
+    if restored is not None:
+        model.network.load_state_dict(restored["network"])
+    elif train.pretrained_model_path is not None:
+        state.report = load_matching(model.network, Path(train.pretrained_model_path))
+        if first:
+            say(describe(state.report))
+    frozen = freeze(model.network, train.freeze)
+
+    def load(epoch: int, start_batch: int) -> Iterable[Batch]:
+        return train_loader(spec, catalog, epoch, start_batch, rank, hardware.world_size)
+
+    if first:
+        _announce(spec, plan, state, hardware)
+    schedule = Schedule(train.optim, plan.steps_per_epoch, train.num_epochs)
+    progress = Progress(
+        plan.folder.path, plan.steps_per_epoch, train.num_epochs, METRIC[spec.model.mode], train.verbose, active=first
+    )
+    stop = StopRequest(silent=not first)
+    loop = Loop(
+        train,
+        spec.model.mode,
+        state,
+        restored,
+        plan.folder,
+        {"lineage": lineage(spec, "train"), "steps_per_epoch": plan.steps_per_epoch},
+        Validation(spec, catalog, model) if plan.validates else None,
+        progress,
+        stop,
+    )
+    stop.install()
+    try:
+        with deterministic(hardware, state.threads), _quiet():
+            trainer = _trainer(hardware, plan.folder.path, loop, train.distributed_strategy)
+            trainer.fit(
+                TrainModule(model.network, model.criterion, train, schedule, spec.seed, frozen),
+                Stream(load, plan.steps_per_epoch, state.step, plan.total, len(catalog)),
+            )
+    finally:
+        progress.close()
+        stop.remove()
+
+
+def _announce(spec: Spec, plan: Plan, state: State, hardware: Hardware) -> None:
+    where = f"GPU {', '.join(map(str, hardware.gpus))}" if hardware.gpus else f"CPU, {state.threads} thread(s)"
+    if hardware.world_size > 1:
+        where += f", {hardware.world_size} processes"
+    begin = f"continuing from step {state.step}" if state.step else "starting"
+    say(
+        f"{begin}: {spec.train.num_epochs} epochs of {plan.steps_per_epoch} steps, {where}, {hardware.precision}; resume state in "
+        f"{plan.folder.path}"
+    )
+    if not hardware.gpus and state.threads != torch.get_num_threads():
+        say(f"using {state.threads} thread(s), as this training began with: their number changes the last bits of sums")
+    if not plan.validates:
+        say("no val split in the dataset: training without validation")
+
+
+def _trainer(hardware: Hardware, folder: Path, loop: Loop, strategy: str) -> Trainer:
+    environment = _environment()
+    arguments: dict[str, Any] = {}
+    if hardware.world_size == 1:
+        arguments = {"plugins": [environment]}
+    elif hardware.sharded:
+        arguments["strategy"] = FSDPStrategy(
+            cluster_environment=environment,
+            auto_wrap_policy=partial(size_based_auto_wrap_policy, min_num_params=SHARD_PARAMETERS),
+        )
+    else:
+        # Images without objects leave parts of a network without gradient on some processes.
+        arguments["strategy"] = DDPStrategy(cluster_environment=environment, find_unused_parameters=True)
+    return Trainer(
+        accelerator="gpu" if hardware.gpus else "cpu",
+        devices=list(hardware.gpus) or hardware.processes,
+        num_nodes=hardware.nodes,
+        precision=PRECISIONS[hardware.precision],  # type: ignore[arg-type]  # one of Lightning's literals
+        max_epochs=1,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        callbacks=[loop],
+        **arguments,
+    )
+
+
+def _environment() -> ClusterEnvironment:
+    """Named here, because Lightning would take any SLURM allocation for one that started our processes."""
+    if "LOCAL_RANK" not in os.environ and "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        return SLURMEnvironment(auto_requeue=False)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return TorchElasticEnvironment()
+    return LightningEnvironment()
+
+
+class _quiet(warnings.catch_warnings):  # noqa: N801  # used like the context manager it extends
+    """Lightning's tips and warnings about things that are chosen here on purpose."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        for name in ("pytorch_lightning", "lightning_fabric", "lightning"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=r"(pytorch_lightning|lightning_fabric)\.")
+        warnings.filterwarnings("ignore", message=r".*(find_unused_parameters|num_workers|pin_memory).*")

@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM during training: finish the step, save, leave with 130 or 143."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from tessera.training.checkpoint import say
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class TrainingStopped(Exception):  # noqa: N818  # a request obeyed is no error
+    """Raised between two steps, after the state was saved."""
+
+    def __init__(self, signum: int, message: str) -> None:
+        super().__init__(message)
+        self.signum = signum
+
+
+class StopRequest:
+    """Remembers the first signal; a second one ends the process at once."""
+
+    def __init__(self, silent: bool = False) -> None:
+        self.signum = 0
+        self.silent = silent
+        self._before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Only the main thread can; elsewhere the caller's handling stays. Called again it takes back what others set meanwhile."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for signum in SIGNALS:
+            previous = signal.signal(signum, self._handle)
+            self._before.setdefault(signum, previous)
+
+    def remove(self) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before = {}
+
+    def _handle(self, signum: int, _: FrameType | None) -> None:
+        if self.signum:
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+            return
+        self.signum = signum
+        if not self.silent:
+            say(f"{signal.Signals(signum).name}: finishing this step, then saving; once more to leave at once")
+
+
+def shield_workers(loader: Any) -> None:
+    """Lets loader processes sit out signals to the whole process group; they end with their parent."""
+    if not isinstance(loader, DataLoader) or not loader.num_workers:
+        return
+    loader.worker_init_fn = _Shield(loader.worker_init_fn)
+
+
+class _Shield:
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def __call__(self, worker: int) -> None:
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
+        if self.inner is not None:
+            self.inner(worker)

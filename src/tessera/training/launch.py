@@ -1,0 +1,113 @@
+"""One process per GPU on this machine, watched by their parent: when one ends badly, all end, and its reason is told once."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+import traceback
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tessera.files import UserError
+from tessera.spec.schema import Spec
+from tessera.training.interrupt import StopRequest, TrainingStopped
+
+GRACE_SECONDS = 20.0
+"""What the others get to end by themselves after one has failed."""
+
+
+def external_rank(world_size: int) -> int | None:
+    """This process's rank where torchrun or srun started all processes of the training; None where we are alone."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return int(os.environ["RANK"])
+    if world_size > 1 and os.environ.get("SLURM_NTASKS") == str(world_size) and "SLURM_PROCID" in os.environ:
+        return int(os.environ["SLURM_PROCID"])
+    return None
+
+
+def launch(spec: Spec, experiment: str, checkpoints: Path, processes: int) -> None:
+    """Runs ``fit`` in ``processes`` processes; raises UserError or TrainingStopped as the first of them did."""
+    context = torch.multiprocessing.get_context("spawn")
+    reports = context.SimpleQueue()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    workers = [
+        context.Process(target=_work, args=(rank, port, os.getpid(), reports, spec, experiment, checkpoints))
+        for rank in range(processes)
+    ]
+    forward = _Forward(workers)
+    forward.install()
+    try:
+        for worker in workers:
+            worker.start()
+        running = {worker.sentinel: worker for worker in workers}
+        failed = False
+        while running:
+            done = wait(list(running), timeout=GRACE_SECONDS if failed else None)
+            if not done:
+                for worker in running.values():
+                    worker.kill()
+            for sentinel in done:
+                worker = running.pop(sentinel)  # type: ignore[arg-type]  # wait() answers with what it was given
+                failed = failed or worker.exitcode != 0
+    finally:
+        forward.remove()
+    if failed:
+        raise _reason(reports, [worker.exitcode for worker in workers])
+
+
+class _Forward(StopRequest):
+    """Passes signals on to the workers, which save and end."""
+
+    def __init__(self, workers: list[Any]) -> None:
+        super().__init__()
+        self.workers = workers
+
+    def _handle(self, signum: int, _: Any) -> None:
+        for worker in self.workers:
+            if worker.pid is not None and worker.is_alive():
+                os.kill(worker.pid, signum)
+
+
+def _reason(reports: Any, codes: list[int | None]) -> Exception:
+    found = []
+    while not reports.empty():
+        found.append(reports.get())
+    for kind, signum, message in sorted(found, key=lambda report: report[0] != "user"):
+        return UserError(message) if kind == "user" else TrainingStopped(signum, message)
+    return RuntimeError(f"a training process failed (exit codes {codes}); its traceback is above")
+
+
+def _work(rank: int, port: int, parent: int, reports: Any, spec: Spec, experiment: str, checkpoints: Path) -> None:
+    ctypes.CDLL(None).prctl(
+        1, signal.SIGKILL
+    )  # PR_SET_PDEATHSIG: never outlive a killed parent, whose lock is then free
+    if os.getppid() != parent:
+        return
+    os.environ |= {
+        "LOCAL_RANK": str(rank),
+        "NODE_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    from tessera.training.fit import fit
+
+    try:
+        fit(spec, experiment, checkpoints, rank)
+    except UserError as error:
+        reports.put(("user", 0, str(error)))
+    except TrainingStopped as stopped:
+        reports.put(("stopped", stopped.signum, str(stopped)))
+    except Exception:
+        traceback.print_exc()
+    else:
+        return
+    sys.stderr.flush()
+    os._exit(1)  # a peer may be stuck in a collective call that an orderly exit would wait for

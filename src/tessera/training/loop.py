@@ -1,0 +1,146 @@
+"""What happens after every step: epochs, validation, checkpoints, stopping.
+
+To Lightning the whole training is one epoch over ``stream.Stream``; the position is the step number alone. So a restart at any step
+is a start with other counters, and nothing depends on how a version of Lightning resumes inside an epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from tessera.spec.schema import Mode, TrainSpec
+from tessera.structures import Batch
+from tessera.training.checkpoint import Folder
+from tessera.training.interrupt import StopRequest, TrainingStopped
+from tessera.training.module import TrainModule, to_device
+from tessera.training.progress import Progress
+from tessera.training.sharding import collect, restore_optimizer
+from tessera.training.state import METRIC, State
+from tessera.training.validation import Validation
+
+
+class Loop(Callback):
+    def __init__(
+        self,
+        train: TrainSpec,
+        mode: Mode,
+        state: State,
+        restored: dict[str, Any] | None,
+        folder: Folder,
+        identity: dict[str, Any],
+        validate: Validation | None,
+        progress: Progress,
+        stop: StopRequest,
+    ) -> None:
+        """``restored`` is the checkpoint that ``state`` came from; ``identity`` goes into every checkpoint as it is."""
+        self.train = train
+        self.metric = METRIC[mode]
+        self.state = state
+        self.restored = restored
+        self.folder = folder
+        self.identity = identity
+        self.validate = validate
+        self.progress = progress
+        self.stop = stop
+        self.steps_per_epoch = folder.steps_per_epoch
+        self.best_weights = restored.get("best") if restored else None
+        self._clock = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        assert isinstance(module, TrainModule)
+        module.step = self.state.step
+        if self.restored is not None:
+            restore_optimizer(trainer, self.restored)
+            module.schedule.load_state_dict(self.state.schedule)
+        module.train()
+        self.stop.install()
+        self._clock = time.monotonic()
+        self.progress.start(self.state.step)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(module, TrainModule)
+        state, train = self.state, self.train
+        state.add(module.losses)
+        module.step = state.step
+        rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
+        epoch, inside = divmod(state.step, self.steps_per_epoch)
+        ended = inside == 0
+        self.progress.step(state.step, module.losses, rates)
+        if ended:
+            means = state.close_epoch(self.steps_per_epoch)
+            lr = train.optim.lr * module.schedule.factor(state.step - 1)
+            state.record({"epoch": epoch, "lr": lr, **{f"train_{name}": value for name, value in means.items()}})
+        if self.validate is not None and self._due(
+            train.validation_interval, train.validation_interval_unit, ended, epoch
+        ):
+            self._validate(trainer, module, epoch if ended else epoch + 1)
+        if ended:
+            row = state.rows[-1]
+            module.schedule.epoch_end(row.get(train.optim.monitor_name))
+            self.progress.epoch(epoch, row)
+        stopping = self._stop_requested()
+        finished = epoch == train.num_epochs and ended
+        due = self._due(train.checkpoint_interval, train.checkpoint_interval_unit, ended, epoch)
+        if due or stopping or finished:
+            name = self.folder.name(state.step, train.checkpoint_interval_unit) if due else None
+            self._save(trainer, module, name)
+        if stopping and not finished:
+            raise TrainingStopped(
+                stopping,
+                f"stopped after step {state.step} (epoch {epoch if ended else epoch + 1} of {train.num_epochs}); saved "
+                f"{self.folder.latest}. The same command continues from there",
+            )
+
+    def _due(self, interval: int, unit: str, ended: bool, epoch: int) -> bool:
+        return self.state.step % interval == 0 if unit == "step" else ended and epoch % interval == 0
+
+    def _validate(self, trainer: Trainer, module: TrainModule, epoch: int) -> None:
+        """Every process evaluates every image: metrics then need no exchange, and sharded networks run in step."""
+        assert self.validate is not None
+        module.eval()
+
+        def forward(batch: Batch) -> dict[str, Tensor]:
+            outputs: Any = trainer.strategy.validation_step(to_device(batch, module.device), 0)
+            return dict(outputs)
+
+        row = self.validate(forward)
+        module.train()
+        self.state.record({"epoch": epoch, **row})
+        self.progress.validation(self.state.step, row, self.validate.picture)
+        better = self.state.consider(f"val_{self.metric}", row, epoch)
+        if better and self.train.select == "best":
+            self.best_weights = collect(trainer)[0]
+
+    def _save(self, trainer: Trainer, module: TrainModule, name: str | None) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self._clock
+        self._clock = now
+        self.state.schedule = module.schedule.state_dict()
+        network, optimizer, scaler = collect(trainer)
+        if trainer.is_global_zero:
+            content = {
+                **self.identity,
+                "state": self.state.to_plain(),
+                "network": network,
+                "optimizer": optimizer,
+                "scaler": scaler,
+                "best": self.best_weights,
+            }
+            self.folder.save(content, name)
+        trainer.strategy.barrier()
+
+    def _stop_requested(self) -> int:
+        """The signal; processes agree on it, so that all stop after the same step."""
+        if not torch.distributed.is_initialized():
+            return self.stop.signum
+        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+        flag = torch.tensor(self.stop.signum, device=device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return int(flag)

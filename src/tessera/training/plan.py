@@ -1,0 +1,104 @@
+"""What a training will do before it does it: its folder, its steps, and the checkpoint that it continues from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tessera.data.datamodule import train_loader
+from tessera.files import UserError, digest_file
+from tessera.spec.lineage import differences, lineage, resume_digest
+from tessera.spec.schema import Spec
+from tessera.structures import ClassCatalog
+from tessera.training.checkpoint import Folder, read_checkpoint, say
+
+FREE = (
+    "train.clip_grad",
+    "train.distributed_strategy",
+    "train.gpu_ids",
+    "train.num_",
+    "train.precision",
+    "train.resume_training_checkpoint_path",
+    "train.select",
+    "train.validation_interval",
+    "versions.",
+)
+"""Keys that may differ between a checkpoint named by hand and the training that continues from it; the log says so."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    folder: Folder
+    steps_per_epoch: int
+    total: int
+    """Steps of all epochs."""
+    validates: bool
+
+    @classmethod
+    def of(cls, spec: Spec, experiment: str, checkpoints: Path, catalog: ClassCatalog, world_size: int) -> Plan:
+        """Raises UserError where the train split cannot feed one step, or a key needs a val split that is not there."""
+        steps = len(train_loader(spec, catalog, 0, 0, 0, world_size))
+        dataset, train = spec.dataset, spec.train
+        validates = dataset.val.annotations is not None
+        for wanted, key in (
+            (train.select == "best", "train.select=best"),
+            (
+                train.optim.lr_scheduler == "ReduceOnPlateau" and train.optim.monitor_name == "val_loss",
+                "train.optim.monitor_name=val_loss",
+            ),
+        ):
+            if wanted and not validates:
+                raise UserError(
+                    f"{key} needs validation, but the dataset {dataset.name!r} has no dataset.val.annotations"
+                )
+        path = checkpoints / experiment / resume_digest(spec)
+        return cls(
+            Folder(path, spec.model.name, steps, train.keep_checkpoints), steps, steps * train.num_epochs, validates
+        )
+
+
+def find_checkpoint(spec: Spec, plan: Plan, quiet: bool = False) -> dict[str, Any] | None:
+    """The newest valid one of the folder, or the one that ``train.resume_training_checkpoint_path`` names until the folder has some
+    that continued from it. Raises UserError where it belongs to another training."""
+    named = spec.train.resume_training_checkpoint_path
+    if named is None:
+        found = plan.folder.newest(plan.total, quiet=quiet)
+        source = plan.folder.path
+    else:
+        source = Path(named)
+        if not source.is_file():
+            raise UserError(f"train.resume_training_checkpoint_path: {source}: no such file")
+        origin = digest_file(source)
+        found = plan.folder.newest(plan.total, origin, quiet)
+        if found is None:
+            found = read_checkpoint(source)
+            found["state"]["origin"] = origin
+    if found is not None:
+        _require_same(found, source, spec, plan, quiet)
+    return found
+
+
+def _require_same(checkpoint: dict[str, Any], source: Path, spec: Spec, plan: Plan, quiet: bool) -> None:
+    changed = differences(checkpoint["lineage"], lineage(spec, "train"))
+    bent = spec.train.optim.lr_scheduler == "WarmupPoly"
+    refused = [line for line in changed if not line.startswith(FREE) or (bent and line.startswith("train.num_epochs"))]
+    if refused:
+        lines = "\n  ".join(refused)
+        raise UserError(
+            f"{source}: belongs to a training with other settings, so continuing from it would mix two experiments:\n  {lines}\n"
+            "Take these settings back, or start from its weights alone with train.pretrained_model_path"
+        )
+    if checkpoint["steps_per_epoch"] != plan.steps_per_epoch:
+        raise UserError(
+            f"{source}: its epochs have {checkpoint['steps_per_epoch']} steps, this training's have {plan.steps_per_epoch}; the number "
+            "of processes changed: set train.num_gpus and train.num_nodes as they were"
+        )
+    step = checkpoint["state"]["step"]
+    if step > plan.total:
+        raise UserError(
+            f"{source}: is after step {step}, but train.num_epochs={spec.train.num_epochs} ends at step {plan.total}; raise "
+            "train.num_epochs or name an earlier checkpoint"
+        )
+    if changed and not quiet:
+        say("continuing with other settings than the checkpoint's: " + "; ".join(changed))

@@ -1,0 +1,115 @@
+"""The train stage: from a spec to model.pth, metrics.csv and train.json."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tessera.data.catalog import load_catalog
+from tessera.files import UserError, write_json, write_text
+from tessera.models import build_model
+from tessera.models.artifact import save_model
+from tessera.provenance import Header
+from tessera.spec.lineage import lineage
+from tessera.spec.schema import PostprocessSpec, Spec
+from tessera.structures import Batch, ClassCatalog
+from tessera.training.checkpoint import say
+from tessera.training.fit import fit
+from tessera.training.hardware import choose, deterministic
+from tessera.training.interrupt import TrainingStopped
+from tessera.training.launch import external_rank, launch
+from tessera.training.module import to_device
+from tessera.training.plan import Plan, find_checkpoint
+from tessera.training.state import METRIC, State, metrics_csv
+from tessera.training.validation import Validation
+from tessera.training.weights import count_parameters, freeze
+
+
+def train(spec: Spec, experiment: str, results: Path, checkpoints: Path) -> None:
+    """Trains, or continues below ``checkpoints``, and at the end writes three files into ``results``, the experiment's folder.
+
+    Where the training is already finished, only the files are written again. After Ctrl-C or SIGTERM the state is saved and
+    SystemExit 130 or 143 leaves. Raises UserError for what the user can mend.
+    """
+    hardware = choose(spec.train)
+    rank = external_rank(hardware.world_size)
+    if hardware.nodes > 1 and rank is None:
+        raise UserError(
+            f"train.num_nodes={hardware.nodes}: start one process per GPU on every machine by `srun --ntasks={hardware.world_size}` or "
+            f"`torchrun --nnodes={hardware.nodes} --nproc-per-node={hardware.processes}`, or set train.num_nodes=1"
+        )
+    catalog = load_catalog(spec.dataset, spec.data_root, spec.model.mode)
+    plan = Plan.of(spec, experiment, checkpoints, catalog, hardware.world_size)
+    with contextlib.nullcontext() if rank else plan.folder.lock():
+        try:
+            found = find_checkpoint(spec, plan, quiet=bool(rank))
+            if found is None or found["state"]["step"] < plan.total:
+                if hardware.world_size > 1 and rank is None:
+                    launch(spec, experiment, checkpoints, hardware.processes)
+                else:
+                    fit(spec, experiment, checkpoints, rank or 0)
+        except TrainingStopped as stopped:
+            if not rank:
+                say(f"{signal.Signals(stopped.signum).name}: {stopped}")
+            raise SystemExit(128 + stopped.signum) from None
+        if not rank:
+            _export(spec, experiment, results, plan, catalog)
+
+
+def _export(spec: Spec, experiment: str, results: Path, plan: Plan, catalog: ClassCatalog) -> None:
+    """From the last checkpoint alone, so that a resumed and an uninterrupted training write the same."""
+    checkpoint = find_checkpoint(spec, plan)
+    if checkpoint is None or checkpoint["state"]["step"] != plan.total:
+        raise RuntimeError(f"{plan.folder.path}: holds no checkpoint of step {plan.total} after training")
+    state = State.from_plain(checkpoint["state"])
+    model = build_model(spec.model, catalog, PostprocessSpec(), load_pretrained=False)
+    model.network.load_state_dict(checkpoint["network"])
+    model.network.eval()
+    freeze(model.network, spec.train.freeze)
+    weights = checkpoint["network"]
+    if spec.train.select == "best" and checkpoint["best"] is not None:
+        weights = checkpoint["best"]
+    if plan.validates and "val_loss" not in state.rows[-1]:
+        row = _validate(spec, catalog, Validation(spec, catalog, model), state.threads)
+        state.record(row)
+        if state.consider(f"val_{METRIC[spec.model.mode]}", row, spec.train.num_epochs):
+            weights = checkpoint["network"]
+    header = Header("train", experiment, spec, lineage(spec, "train"), catalog)
+    report: dict[str, Any] = {
+        "experiment": experiment,
+        "epochs": spec.train.num_epochs,
+        "steps": state.step,
+        "starts": state.starts,
+        "seconds": round(state.seconds, 1),
+        "best": state.best,
+        "weights": spec.train.select,
+        "parameters": count_parameters(model.network),
+        "fine_tuning": state.report,
+        "last": {name: value for name, value in state.rows[-1].items() if math.isfinite(value)},
+        "facts": header.facts,
+        "lineage": header.lineage,
+    }
+    write_text(results / "metrics.csv", metrics_csv(state.rows))
+    write_json(results / "train.json", report)
+    save_model(results / "model.pth", weights, header)
+    say(f"wrote {results / 'model.pth'}, metrics.csv and train.json ({state.step} steps, {state.seconds:.0f} s)")
+
+
+def _validate(spec: Spec, catalog: ClassCatalog, validation: Validation, threads: int) -> dict[str, float]:
+    """The last epoch always ends with a validation; where the interval does not give one, it is made here."""
+    hardware = choose(spec.train)
+    device = torch.device(f"cuda:{hardware.gpus[0]}" if hardware.gpus else "cpu")
+    network = validation.model.network.to(device)
+
+    def forward(batch: Batch) -> dict[str, torch.Tensor]:
+        batch = to_device(batch, device)
+        outputs: dict[str, torch.Tensor] = network(batch.images, batch.padding)
+        return outputs
+
+    with deterministic(hardware, threads):
+        return validation(forward)
