@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
-import torch
+import numpy as np
 from rich.progress import Progress
 
 from tessera.data.catalog import MODES, load_catalog
@@ -40,7 +40,7 @@ class _Totals:
         self.images += 1
         self.crowd += int(target.iscrowd.sum())
         labels = target.labels[~target.iscrowd].tolist()
-        pixels = target.masks[~target.iscrowd].flatten(1).sum(dim=1, dtype=torch.int64).tolist()
+        pixels = [int(np.count_nonzero(mask)) for mask in target.masks[~target.iscrowd].numpy()]
         self.empty_images += not labels
         self.objects.update(labels)
         self.containing.update(set(labels))

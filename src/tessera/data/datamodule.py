@@ -13,7 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tessera.data.datasets import SegmentationDataset, open_dataset
-from tessera.data.transforms import augment, order_generator, pad_target, resize_target, sample_generator, select
+from tessera.data.transforms import (
+    augment,
+    has_pixels,
+    order_generator,
+    pad_target,
+    resize_target,
+    sample_generator,
+    select,
+)
 from tessera.files import UserError
 from tessera.ops.images import input_size, make_batch, pad_and_stack, padded_size
 from tessera.spec.schema import AugmentationSpec, DatasetSpec, Mode, Spec
@@ -235,7 +243,7 @@ class EvalCollate:
 def _training_target(truth: Target, resized: tuple[int, int], padded: tuple[int, int]) -> Target:
     """What the losses see: without crowd regions and without what has no pixel left at this size."""
     target = resize_target(select(truth, ~truth.iscrowd), resized)
-    return pad_target(select(target, target.masks.flatten(1).any(dim=1)), padded)
+    return pad_target(select(target, has_pixels(target)), padded)
 
 
 def _size(image: Tensor) -> tuple[int, int]:

@@ -68,17 +68,18 @@ def augment(
     rows = rows[top : top + crop_height]
     columns = columns[left : left + crop_width]
     kept = ~target.iscrowd
-    masks = target.masks[kept][:, rows][:, :, columns]
+    masks = target.masks[kept].index_select(1, rows).index_select(2, columns)
+    boxes = masks_to_boxes(masks)
     semantic = None if target.semantic is None else target.semantic[rows][:, columns]
     cropped = Target(
         labels=target.labels[kept],
         masks=masks,
-        boxes=masks_to_boxes(masks),
+        boxes=boxes,
         iscrowd=target.iscrowd[kept],
         areas=target.areas[kept],
         semantic=semantic,
     )
-    return image.contiguous(), select(cropped, masks.flatten(1).any(dim=1))
+    return image.contiguous(), select(cropped, has_pixels(cropped))
 
 
 def train_size(
@@ -124,6 +125,11 @@ def select(target: Target, kept: Tensor) -> Target:
         iscrowd=target.iscrowd[kept],
         areas=target.areas[kept],
     )
+
+
+def has_pixels(target: Target) -> Tensor:
+    """(N,) bool, told from the boxes, which must be tight."""
+    return target.boxes[:, 2] > 0
 
 
 def resize_target(target: Target, size: tuple[int, int]) -> Target:

@@ -1,0 +1,112 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from tessera.data.catalog import full_catalog, load_catalog, parse_label_map, read_label_map
+from tessera.files import UserError
+from tessera.spec.schema import DatasetSpec, SplitSpec
+
+HERE = Path("map.json")
+
+
+def test_defaults_and_order() -> None:
+    catalog = parse_label_map([{"id": 9, "name": "b"}, {"id": 2, "name": "a", "isthing": 0, "color": [1, 2, 3]}], HERE)
+    assert catalog.names == ("b", "a")
+    assert catalog.from_dataset_id == {9: 0, 2: 1}
+    assert [category.isthing for category in catalog.categories] == [True, False]
+    assert catalog.categories[1].color == (1, 2, 3)
+
+
+def test_palette_is_distinct_and_repeatable() -> None:
+    entries = [{"id": number, "name": f"c{number}"} for number in range(1, 251)]
+    first, second = parse_label_map(entries, HERE), parse_label_map(entries, HERE)
+    assert first == second
+    assert len({category.color for category in first.categories}) == 250
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"id": 0, "name": "a"}, "id is 0, expected a whole number above 0"),
+        ({"id": True, "name": "a"}, "id is True"),
+        ({"id": 1.5, "name": "a"}, "id is 1.5"),
+        ({"id": 2, "name": " "}, "name is ' '"),
+        ({"id": 2, "name": "a", "color": [0, 0, 256]}, "color is"),
+        ({"id": 2, "name": "a", "color": [0, 0]}, "color is"),
+        ({"id": 2, "name": "a", "isthing": 2}, "isthing is 2"),
+        ({"id": 1, "name": "other"}, "id 1 is that of entry 1"),
+        ({"id": 2, "name": "first"}, "name 'first' is that of entry 1"),
+        ("text", "is str"),
+    ],
+)
+def test_faults_are_named(entry: object, message: str) -> None:
+    with pytest.raises(UserError, match="map.json") as caught:
+        parse_label_map([{"id": 1, "name": "first"}, entry], HERE)
+    assert message in str(caught.value) and "entry 2" in str(caught.value)
+
+
+def test_all_faults_at_once() -> None:
+    with pytest.raises(UserError, match="3 fault") as caught:
+        parse_label_map([{"id": 0, "name": ""}, {"id": 1, "name": "a", "isthing": "yes"}], HERE)
+    assert "entry 1" in str(caught.value) and "entry 2" in str(caught.value)
+
+
+def test_class_count_against_label_map(tmp_path: Path) -> None:
+    path = tmp_path / "map.json"
+    path.write_text(json.dumps([{"id": 1, "name": "a"}, {"id": 4, "name": "b"}]))
+    assert len(read_label_map(path, num_classes=2)) == 2
+    with pytest.raises(UserError, match=r"names 2 classes, but dataset.num_classes is 3"):
+        read_label_map(path, num_classes=3)
+    padded = read_label_map(path, contiguous=False, num_classes=5)
+    assert padded.names == ("a", "unused_2", "unused_3", "b", "unused_5")
+    assert padded.from_dataset_id[4] == 3
+    with pytest.raises(UserError, match="largest id is 4"):
+        read_label_map(path, contiguous=False, num_classes=3)
+    with pytest.raises(UserError, match="num_classes must be set"):
+        read_label_map(path, contiguous=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "advice"),
+    [
+        ("mask_pairs", "instance", "coco or coco_panoptic"),
+        ("mask_pairs", "panoptic", "type coco_panoptic"),
+        ("coco", "semantic", "mask_pairs or coco_panoptic"),
+        ("coco", "panoptic", "Set model.mode to instance"),
+    ],
+)
+def test_type_against_mode(kind, mode, advice: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_catalog(DatasetSpec(type=kind, label_map="map.json"), ".", mode)
+    assert advice in str(caught.value)
+
+
+def test_instance_models_know_things_only(tmp_path: Path) -> None:
+    (tmp_path / "map.json").write_text(
+        json.dumps([{"id": 1, "name": "sky", "isthing": 0}, {"id": 2, "name": "car", "isthing": 1}])
+    )
+    dataset = DatasetSpec(type="coco_panoptic", label_map="map.json")
+    assert load_catalog(dataset, str(tmp_path), "instance").names == ("car",)
+    assert load_catalog(dataset, str(tmp_path), "panoptic").names == ("sky", "car")
+
+
+def test_coco_files_name_their_own_classes(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps({"categories": [{"id": 7, "name": "cat", "supercategory": "x"}]}))
+    dataset = DatasetSpec(type="coco", train=SplitSpec(images="i", annotations="a.json"))
+    assert full_catalog(dataset, str(tmp_path)).from_dataset_id == {7: 0}
+    with pytest.raises(UserError, match="label_map is not set"):
+        full_catalog(DatasetSpec(type="mask_pairs", train=SplitSpec(annotations="a.jsonl")), str(tmp_path))
+
+
+def test_a_class_cannot_be_the_unlabeled_value(tmp_path: Path) -> None:
+    (tmp_path / "map.json").write_text(json.dumps([{"id": 3, "name": "a"}]))
+    with pytest.raises(UserError, match="ignore_id"):
+        full_catalog(DatasetSpec(type="mask_pairs", label_map="map.json", ignore_id=3), str(tmp_path))
+
+
+def test_more_than_255_classes_fit_instances_only(tmp_path: Path) -> None:
+    (tmp_path / "map.json").write_text(json.dumps([{"id": number, "name": f"c{number}"} for number in range(1, 257)]))
+    assert len(load_catalog(DatasetSpec(type="coco", label_map="map.json"), str(tmp_path), "instance")) == 256
+    with pytest.raises(UserError, match="at most 255"):
+        load_catalog(DatasetSpec(type="coco_panoptic", label_map="map.json"), str(tmp_path), "semantic")

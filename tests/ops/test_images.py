@@ -1,0 +1,157 @@
+import io
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tessera.files import UserError
+from tessera.ops.images import input_size, make_batch, padded_size, read_image, read_image_size, resize, test_size
+from tessera.spec.schema import AugmentationSpec
+
+MEAN = (0.4, 0.5, 0.6)
+
+
+def gradient(height: int = 8, width: int = 12) -> np.ndarray:
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows * 20, columns * 20, rows + columns], axis=-1).astype(np.uint8)
+
+
+def rgb(image: torch.Tensor) -> np.ndarray:
+    return image.permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize(
+    ("mode", "make"),
+    [
+        ("rgb", lambda pixels: Image.fromarray(pixels)),
+        ("alpha is dropped", lambda pixels: Image.fromarray(np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)]))),
+    ],
+)
+def test_colours_come_through(mode: str, make, tmp_path: Path) -> None:
+    make(gradient()).save(tmp_path / "a.png")
+    assert np.array_equal(rgb(read_image(tmp_path / "a.png")), gradient())
+
+
+def test_gray_palette_and_one_bit(tmp_path: Path) -> None:
+    gray = gradient()[..., 0]
+    Image.fromarray(gray).save(tmp_path / "gray.png")
+    assert np.array_equal(rgb(read_image(tmp_path / "gray.png")), np.dstack([gray] * 3))
+    palette = Image.fromarray((gray % 3).astype(np.uint8)).convert("P")
+    palette.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    palette.save(tmp_path / "palette.png")
+    colors = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90]], np.uint8)
+    assert np.array_equal(rgb(read_image(tmp_path / "palette.png")), colors[gray % 3])
+    Image.fromarray(gray > 60).save(tmp_path / "bit.png")
+    assert np.array_equal(rgb(read_image(tmp_path / "bit.png"))[..., 0], np.where(gray > 60, 255, 0))
+
+
+def test_sixteen_bit_gray_keeps_its_upper_byte(tmp_path: Path) -> None:
+    values = np.array([[0, 255, 256, 4096], [32768, 65535, 1000, 12345]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    assert np.array_equal(read_image(tmp_path / "deep.png")[0].numpy(), values >> 8)
+
+
+def test_sixteen_bit_colour(tmp_path: Path) -> None:
+    """Pillow cannot write it, so the file is made by hand."""
+    values = (np.arange(2 * 3 * 3, dtype=np.uint16).reshape(2, 3, 3) * 3000).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 3, 2, 16, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    (tmp_path / "deep.png").write_bytes(content)
+    assert np.array_equal(rgb(read_image(tmp_path / "deep.png")), values >> 8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(gradient()).save(tmp_path / "a.png", exif=exif)
+    by_hand = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, -1),
+        7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+        8: lambda a: np.rot90(a),
+    }[orientation](gradient())
+    image = read_image(tmp_path / "a.png")
+    assert np.array_equal(rgb(image), by_hand)
+    assert read_image_size(tmp_path / "a.png") == tuple(image.shape[1:])
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(buffer, "PNG")
+    (tmp_path / "cut.png").write_bytes(buffer.getvalue()[:3000])
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "empty.jpg").touch()
+    for name in ("cut.png", "text.png", "empty.jpg", "missing.png"):
+        with pytest.raises(UserError, match=name):
+            read_image(tmp_path / name)
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(UserError, match="floating-point"):
+        read_image(tmp_path / "float.tif")
+
+
+@pytest.mark.parametrize(
+    ("size", "limits", "expected"),
+    [
+        ((480, 640), (640, 2560), (640, 853)),
+        ((640, 480), (640, 2560), (853, 640)),
+        ((100, 1000), (640, 1280), (128, 1280)),
+        ((1, 5000), (64, 128), (1, 128)),
+        ((64, 64), (64, 64), (64, 64)),
+    ],
+)
+def test_shortest_edge(size: tuple[int, int], limits: tuple[int, int], expected: tuple[int, int]) -> None:
+    assert test_size(*size, *limits) == expected
+
+
+def test_fixed_size_only_shrinks_what_does_not_fit() -> None:
+    augmentation = AugmentationSpec(test_min_size=64, test_max_size=256)
+    assert input_size(32, 48, augmentation, (96, 96)) == (64, 96)
+    assert input_size(32, 96, augmentation, (96, 96)) == (32, 96)
+    assert input_size(32, 48, augmentation, None) == (64, 96)
+    assert padded_size([(64, 90), (70, 33)], 32) == (96, 96)
+    assert padded_size([(64, 90)], 32, (128, 128)) == (128, 128)
+    for height in range(1, 300, 7):
+        for width in range(1, 300, 11):
+            fitted = input_size(height, width, augmentation, (96, 160))
+            assert 1 <= fitted[0] <= 96 and 1 <= fitted[1] <= 160
+
+
+def test_make_batch_pads_with_the_mean_and_keeps_the_sizes() -> None:
+    augmentation = AugmentationSpec(test_min_size=32, test_max_size=64)
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((32, 40), (50, 45))]
+    batch = make_batch(images, [3, 4], ["a", "b"], augmentation, MEAN)
+    assert batch.images.shape == (2, 3, 64, 64) and batch.images.dtype == torch.float32
+    assert [meta.original_size for meta in batch.metas] == [(32, 40), (50, 45)]
+    assert [meta.resized_size for meta in batch.metas] == [(32, 40), (36, 32)]
+    assert torch.equal(batch.images[0, :, :32, :40], images[0].float() / 255)
+    assert torch.equal(batch.images[1, :, :36, :32], resize(images[1], (36, 32)).float() / 255)
+    for index, meta in enumerate(batch.metas):
+        inside = torch.zeros(64, 64, dtype=torch.bool)
+        inside[: meta.resized_size[0], : meta.resized_size[1]] = True
+        assert torch.equal(batch.padding[index], ~inside)
+        assert torch.equal(
+            batch.images[index][:, ~inside], torch.tensor(MEAN).view(3, 1).expand(3, int((~inside).sum()))
+        )
+    assert batch.targets is None and batch.truths is None
+
+
+def test_make_batch_with_fixed_and_target_size() -> None:
+    augmentation = AugmentationSpec(test_min_size=64, test_max_size=256)
+    image = torch.zeros(3, 30, 90, dtype=torch.uint8)
+    assert make_batch([image], [1], ["a"], augmentation, MEAN, fixed_size=(96, 128)).images.shape == (1, 3, 96, 128)
+    stretched = make_batch([image], [1], ["a"], augmentation, MEAN, target_size=(40, 40))
+    assert stretched.metas[0].resized_size == (64, 64) and stretched.metas[0].original_size == (30, 90)
