@@ -32,9 +32,9 @@ class Stage:
 
 STAGES: dict[str, Stage] = {
     "train": Stage(("seed", "model", "dataset", "train"), 1, ("training", "models", "ops", "data")),
-    "export": Stage(("export",), 1, ("deploy/export.py",)),
-    "precision": Stage(("precision",), 1, ("deploy/precision.py",)),
-    "engine": Stage(("engine",), 1, ("deploy/engine.py",)),
+    "export": Stage(("export",), 1, ("deploy/export.py", "deploy/graph.py")),
+    "precision": Stage(("precision",), 1, ("deploy/precision.py", "deploy/graph.py")),
+    "engine": Stage(("engine",), 1, ("deploy/engine.py", "deploy/graph.py")),
     "parity": Stage(("parity", "evaluate"), 1, ("deploy/parity.py", "inference"), reads_split=True),
     "evaluate": Stage(("postprocess", "evaluate"), 1, ("evaluation", "inference"), reads_split=True),
     "infer": Stage(("postprocess", "evaluate", "inference"), 1, ("evaluation/draw.py", "inference"), reads_split=True),
