@@ -1,0 +1,123 @@
+import hashlib
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tessera.files import (
+    UserError,
+    atomic_folder,
+    atomic_path,
+    canonical_json,
+    digest_file,
+    digest_text,
+    read_json,
+    write_json,
+    write_text,
+)
+
+
+class StopWritingError(Exception):
+    pass
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_file_appears_whole_with_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "model.pth"
+    with atomic_path(path) as temporary:
+        assert temporary.parent == path.parent and temporary.suffix == ".pth"
+        temporary.write_bytes(b"half")
+        assert not path.exists()
+        temporary.write_bytes(b"whole")
+    assert path.read_bytes() == b"whole"
+    assert names(path.parent) == ["model.pth"]
+
+
+def test_failed_writing_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "eval.json"
+    path.write_text("old")
+    with pytest.raises(StopWritingError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise StopWritingError
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["eval.json"]
+
+
+def test_written_file_has_the_usual_permissions(tmp_path: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        write_text(tmp_path / "a.txt", "x")
+    finally:
+        os.umask(mask)
+    assert stat.S_IMODE((tmp_path / "a.txt").stat().st_mode) == 0o640
+
+
+def test_folder_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "inference"
+    path.mkdir()
+    (path / "old.png").touch()
+    with pytest.raises(StopWritingError), atomic_folder(path) as temporary:
+        (temporary / "new.png").touch()
+        raise StopWritingError
+    assert names(path) == ["old.png"]
+    with atomic_folder(path) as temporary:
+        (temporary / "new.png").touch()
+    assert names(path) == ["new.png"]
+    assert names(tmp_path) == ["inference"]
+
+
+def test_json_round_trip_and_form(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"b": [1, 2.5], "a": "ä"})
+    assert read_json(path) == {"b": [1, 2.5], "a": "ä"}
+    assert path.read_text(encoding="utf-8").startswith('{\n  "b": [') and path.read_text().endswith("}\n")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), {"a": [float("-inf")]}])
+def test_json_has_no_nan(tmp_path: Path, value: object) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "a.json", value)
+    with pytest.raises(ValueError, match="JSON"):
+        canonical_json(value)
+    assert names(tmp_path) == []
+
+
+BAD_JSON = {
+    "cut off": (b'{"a": [1, 2', "line 1, column 12: not valid JSON"),
+    "empty": (b"", "line 1, column 1: not valid JSON"),
+    "not UTF-8": (b'{"a": "\xff"}', "not UTF-8 text (byte 7)"),
+}
+
+
+@pytest.mark.parametrize(("content", "reason"), BAD_JSON.values(), ids=BAD_JSON.keys())
+def test_bad_json_is_told_with_its_position(tmp_path: Path, content: bytes, reason: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_json(path)
+    assert str(caught.value).startswith(str(path)) and reason in str(caught.value)
+
+
+def test_missing_json_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_json(tmp_path / "a.json")
+    with pytest.raises(UserError, match="is a folder"):
+        read_json(tmp_path)
+
+
+def test_canonical_json_is_equal_for_equal_values() -> None:
+    assert canonical_json({"b": 1, "a": {"d": [1, 2], "c": None}}) == '{"a":{"c":null,"d":[1,2]},"b":1}'
+    assert canonical_json({"a": [1, 2]}) != canonical_json({"a": [2, 1]})
+    assert json.loads(canonical_json({"a": 1e-7})) == {"a": 1e-7}
+
+
+def test_digests_are_sha256(tmp_path: Path) -> None:
+    content = os.urandom(3_000_000)
+    (tmp_path / "a").write_bytes(content)
+    assert digest_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+    assert digest_text("ä") == hashlib.sha256("ä".encode()).hexdigest()
