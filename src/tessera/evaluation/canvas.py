@@ -16,7 +16,7 @@ Color = tuple[int, int, int]
 Rectangle = tuple[float, float, float, float]
 
 SMALLEST_SIDE = 480
-"""Smaller images are enlarged by a whole factor, so that names can be read."""
+"""Smaller images are enlarged by a whole factor, to a longer side of at most twice this, so that names can be read."""
 
 
 class Canvas:
@@ -25,7 +25,7 @@ class Canvas:
     def __init__(self, image: Tensor) -> None:
         """``image``: (3, H, W) uint8."""
         height, width = image.shape[-2:]
-        self.factor = max(1, -(-SMALLEST_SIDE // min(height, width))) if max(height, width) < 2 * SMALLEST_SIDE else 1
+        self.factor = max(1, min(-(-SMALLEST_SIDE // min(height, width)), 2 * SMALLEST_SIDE // max(height, width)))
         picture = Image.fromarray(image.cpu().permute(1, 2, 0).contiguous().numpy())
         if self.factor > 1:
             picture = picture.resize((width * self.factor, height * self.factor), Image.Resampling.BICUBIC)
