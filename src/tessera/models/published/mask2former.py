@@ -1,0 +1,91 @@
+"""Mask2Former checkpoints of the transformers library with a Swin backbone, under the names of its files and of its modules."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+_SWIN = r"^model\.pixel_level_module\.encoder\.(?:swin\.)?"
+_PIXELS = r"^model\.pixel_level_module\.decoder\."
+_QUERIES = r"^model\.transformer_module\."
+
+_RULES: tuple[tuple[str, str], ...] = (
+    (_SWIN + r"embeddings\.patch_embeddings\.projection\.", "backbone.patch_embed.proj."),
+    (_SWIN + r"embeddings\.norm\.", "backbone.patch_embed.norm."),
+    (_SWIN + r"encoder\.layers\.", "backbone.layers."),
+    (_SWIN + r"hidden_states_norms\.stage1\.", "backbone.norm0."),
+    (_SWIN + r"hidden_states_norms\.stage2\.", "backbone.norm1."),
+    (_SWIN + r"hidden_states_norms\.stage3\.", "backbone.norm2."),
+    (_SWIN + r"hidden_states_norms\.stage4\.", "backbone.norm3."),
+    (r"\.attention\.(?:self\.|relative_position_bias\.)relative_position_bias_table$", ".attn.relative_position_bias_table"),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.attention\.(?:self\.query|q_proj)\.", ".attn.q."),
+    (r"\.attention\.(?:self\.key|k_proj)\.", ".attn.k."),
+    (r"\.attention\.(?:self\.value|v_proj)\.", ".attn.v."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"(blocks\.\d+)\.intermediate\.dense\.", r"\1.mlp.fc1."),
+    (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (_PIXELS + r"input_projections\.", "pixel_decoder.input_proj."),
+    (_PIXELS + r"encoder\.layers\.(\d+)\.self_attn\.", r"pixel_decoder.layers.\1.self_attn."),
+    (_PIXELS + r"encoder\.layers\.(\d+)\.self_attn_layer_norm\.", r"pixel_decoder.layers.\1.norm1."),
+    (_PIXELS + r"encoder\.layers\.(\d+)\.fc([12])\.", r"pixel_decoder.layers.\1.linear\2."),
+    (_PIXELS + r"encoder\.layers\.(\d+)\.final_layer_norm\.", r"pixel_decoder.layers.\1.norm2."),
+    (_PIXELS + r"adapter_1\.", "pixel_decoder.lateral."),
+    (_PIXELS + r"layer_1\.", "pixel_decoder.output."),
+    (_PIXELS + r"mask_projection\.", "pixel_decoder.mask_features."),
+    (_PIXELS + r"level_embed$", "pixel_decoder.level_embed"),
+    (_QUERIES + r"queries_embedder\.", "query_embed."),
+    (_QUERIES + r"queries_features\.", "query_feat."),
+    (_QUERIES + r"level_embed\.", "decoder.level_embed."),
+    (_QUERIES + r"decoder\.layernorm\.", "decoder.heads.norm."),
+    (_QUERIES + r"decoder\.mask_predictor\.mask_embedder\.(\d)\.0\.", r"decoder.heads.mask_embed.layers.\1."),
+    (_QUERIES + r"decoder\.layers\.(\d+)\.(cross|self)_attn\.", r"decoder.layers.\1.\2_attn."),
+    (_QUERIES + r"decoder\.layers\.(\d+)\.cross_attn_layer_norm\.", r"decoder.layers.\1.norm1."),
+    (_QUERIES + r"decoder\.layers\.(\d+)\.self_attn_layer_norm\.", r"decoder.layers.\1.norm2."),
+    (_QUERIES + r"decoder\.layers\.(\d+)\.fc([12])\.", r"decoder.layers.\1.linear\2."),
+    (_QUERIES + r"decoder\.layers\.(\d+)\.final_layer_norm\.", r"decoder.layers.\1.norm3."),
+    (r"^class_predictor\.", "decoder.heads.class_embed."),
+)
+_NOT_WEIGHTS = re.compile(_SWIN + r"layernorm\.|^criterion\.|\.relative_position_index$")
+"""The classifier's last norm, which no output goes through, and constants."""
+
+
+def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Our names; unknown names stay as they are, for the strict loading to report."""
+    renamed: dict[str, Tensor] = {}
+    for name, value in state.items():
+        if _NOT_WEIGHTS.search(name):
+            continue
+        for pattern, replacement in _RULES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = value
+    return _split_packed(_pack_swin(renamed))
+
+
+def _pack_swin(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Separate query, key and value of the Swin blocks to one ``qkv``."""
+    packed: dict[str, Tensor] = {}
+    for name, value in state.items():
+        found = re.fullmatch(r"(backbone\..*\.attn)\.([qkv])\.(weight|bias)", name)
+        if found is None:
+            packed[name] = value
+        elif found[2] == "q" and all(f"{found[1]}.{part}.{found[3]}" in state for part in "kv"):
+            packed[f"{found[1]}.qkv.{found[3]}"] = torch.cat([state[f"{found[1]}.{part}.{found[3]}"] for part in "qkv"])
+    return packed
+
+
+def _split_packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The packed projection of ``nn.MultiheadAttention`` to our three."""
+    split: dict[str, Tensor] = {}
+    for name, value in state.items():
+        found = re.fullmatch(r"(.*)\.in_proj_(weight|bias)", name)
+        if found is None:
+            split[name] = value
+            continue
+        for part, piece in zip("qkv", value.chunk(3), strict=True):
+            split[f"{found[1]}.{part}_proj.{found[2]}"] = piece
+    return split
