@@ -46,7 +46,7 @@ class Names(ast.NodeVisitor):
     scope: dict[str, Value] = field(default_factory=dict)
     known: dict[int, Value | None] = field(default_factory=dict)
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: N802  # the visitor's protocol
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
         outer, self.scope = self.scope, dict(self.scope)
         for argument in (*node.args.args, *node.args.kwonlyargs):
             if argument.arg == "trt":
@@ -60,14 +60,14 @@ class Names(ast.NodeVisitor):
         outer |= {name: value for name, value in self.scope.items() if name.startswith("self.")}
         self.scope = outer
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> None:  # noqa: N802
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
         for base in node.bases:
             value = self.resolve(base)
             if value is not None and value.kind == "class":
                 self._check_overrides(node, value)
         self.generic_visit(node)
 
-    def visit_Assign(self, node: ast.Assign) -> None:  # noqa: N802
+    def visit_Assign(self, node: ast.Assign) -> None:
         self.generic_visit(node)
         value = self.resolve(node.value)
         for target in node.targets:
@@ -79,11 +79,11 @@ class Names(ast.NodeVisitor):
             else:
                 self.scope.pop(name, None)
 
-    def visit_Attribute(self, node: ast.Attribute) -> None:  # noqa: N802
+    def visit_Attribute(self, node: ast.Attribute) -> None:
         self.generic_visit(node)
         self.resolve(node)
 
-    def visit_Call(self, node: ast.Call) -> None:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> None:
         self.generic_visit(node)
         self.resolve(node)
 
@@ -112,7 +112,9 @@ class Names(ast.NodeVisitor):
             self.problems.append(f"line {node.lineno}: {base.name} is not called before .{node.attr}")
             return None
         if base.kind == "unknown":
-            self.problems.append(f"line {node.lineno}: what {base.name} returns is not declared, so .{node.attr} is unchecked")
+            self.problems.append(
+                f"line {node.lineno}: what {base.name} returns is not declared, so .{node.attr} is unchecked"
+            )
             return None
         if not hasattr(base.item, node.attr):
             # The subclass of our own logger adds `errors`.
@@ -174,7 +176,9 @@ class Names(ast.NodeVisitor):
             wanted = len(signatures(getattr(base.item, method.name))[0][0])
             found = len(method.args.args) - 1
             if wanted != found:
-                self.problems.append(f"line {method.lineno}: {name} is called with {wanted} arguments, ours takes {found}")
+                self.problems.append(
+                    f"line {method.lineno}: {name} is called with {wanted} arguments, ours takes {found}"
+                )
 
 
 def signatures(function: Any) -> list[tuple[list[tuple[str, bool]], str]]:

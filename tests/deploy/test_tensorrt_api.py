@@ -122,12 +122,18 @@ ABSENT = [
         "profile = trt.Builder(logger).create_optimization_profile()\nprofile.set_shape('images', (1,), (1,), maximum=(1,))",
         "no form of IOptimizationProfile.set_shape takes (_, _, _, maximum=)",
     ),
-    ("def run(context: trt.IExecutionContext):\n    context.execute_v9(0)", "IExecutionContext.execute_v9 does not exist"),
+    (
+        "def run(context: trt.IExecutionContext):\n    context.execute_v9(0)",
+        "IExecutionContext.execute_v9 does not exist",
+    ),
     (
         "class Monitor(trt.IProgressMonitor):\n    def step_complete(self, phase_name):\n        return True",
         "IProgressMonitor.step_complete is called with 2 arguments, ours takes 1",
     ),
-    ("class Monitor(trt.IProgressMonitor):\n    def on_step(self):\n        pass", "IProgressMonitor.on_step does not exist"),
+    (
+        "class Monitor(trt.IProgressMonitor):\n    def on_step(self):\n        pass",
+        "IProgressMonitor.on_step does not exist",
+    ),
 ]
 
 

@@ -71,7 +71,12 @@ def build_engine(onnx_path: Path, engine_path: Path, spec: Spec, experiment: str
     _save_timing_cache(config, spec.engine)
 
     made = Header(
-        "engine", experiment, spec, lineage(spec, "engine", precision=header.precision), header.catalog, header.precision
+        "engine",
+        experiment,
+        spec,
+        lineage(spec, "engine", precision=header.precision),
+        header.catalog,
+        header.precision,
     )
     made = replace(made, facts={**made.facts, "tensorrt": trt.__version__, "gpu": _gpu_name()})
     with atomic_path(engine_path) as temporary:
@@ -86,7 +91,9 @@ def build_engine(onnx_path: Path, engine_path: Path, spec: Spec, experiment: str
     )
 
 
-def _profile(shape: list[int | None], spec: Spec, path: Path) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+def _profile(
+    shape: list[int | None], spec: Spec, path: Path
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Smallest, tuned-for and largest input shape."""
     batch, channels, height, width = shape
     if height is None or width is None:

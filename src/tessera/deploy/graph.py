@@ -10,13 +10,10 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from tessera.files import UserError, atomic_path, canonical_json
+from tessera.inference.onnx_runtime import INPUT, PROPERTY
 from tessera.provenance import Header
 
-PROPERTY = "tessera"
-"""Metadata property that holds the header as JSON."""
-
-INPUT = "images"
-"""The graph's only input: (B, 3, H, W) float32 RGB in [0, 1]."""
+__all__ = ["INPUT", "PROPERTY", "input_shape", "read_graph", "read_header", "write_graph"]
 
 
 def read_graph(path: Path) -> tuple[onnx.ModelProto, Header]:

@@ -172,7 +172,9 @@ class Comparison:
         for name, wanted in reference.items():
             found = candidate[name]
             if wanted.shape != found.shape:
-                raise ParityError(f"output {name} has the shape {tuple(found.shape)}; PyTorch's is {tuple(wanted.shape)}")
+                raise ParityError(
+                    f"output {name} has the shape {tuple(found.shape)}; PyTorch's is {tuple(wanted.shape)}"
+                )
             self._outputs.setdefault(name, _Output()).add(name, wanted, found)
 
     def problems(self, tolerance: float) -> list[str]:

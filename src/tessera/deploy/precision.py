@@ -43,7 +43,9 @@ def to_fp16(onnx_path: Path, out_path: Path, spec: Spec, experiment: str) -> dic
     made = Header("precision", experiment, spec, lineage(spec, "precision", precision="fp16"), header.catalog, "fp16")
     write_graph(half, made, out_path)
     print(
-        f"precision: wrote {out_path}, {after / 2**20:.1f} MiB (fp32: {before / 2**20:.1f} MiB)", file=sys.stderr, flush=True
+        f"precision: wrote {out_path}, {after / 2**20:.1f} MiB (fp32: {before / 2**20:.1f} MiB)",
+        file=sys.stderr,
+        flush=True,
     )
     return {
         "experiment": experiment,
@@ -68,7 +70,8 @@ def _convert(graph: onnx.ModelProto, keep: list[str]) -> onnx.ModelProto:
         with warnings.catch_warnings():
             # It warns of every weight that half precision rounds to zero.
             warnings.simplefilter("ignore")
-            return convert_float_to_float16(copy, keep_io_types=True, op_block_list=blocked)
+            half: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True, op_block_list=blocked)
+            return half
     finally:
         logging.disable(before)
 
@@ -84,14 +87,16 @@ def _differences(
     image = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1)
     comparison = Comparison()
     comparison.add(_run(graph, image), _run(half, image))
-    broken = [line for line in comparison.problems(float("inf"))]
+    broken = comparison.problems(float("inf"))
     if broken:
         raise UserError(
             f"{path}: its fp16 version does not compute: {'; '.join(broken)}. Add the operator types that overflow to "
             "precision.fp16_keep"
         )
     for line in comparison.problems(tolerance_of("fp16", spec)):
-        print(f"precision: warning: on a generated image, {line}; the parity stage decides on real ones", file=sys.stderr)
+        print(
+            f"precision: warning: on a generated image, {line}; the parity stage decides on real ones", file=sys.stderr
+        )
     return comparison.to_json()
 
 
