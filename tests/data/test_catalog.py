@@ -41,7 +41,7 @@ def test_palette_is_distinct_and_repeatable() -> None:
     ],
 )
 def test_faults_are_named(entry: object, message: str) -> None:
-    with pytest.raises(UserError, match="map.json") as caught:
+    with pytest.raises(UserError, match=r"map\.json") as caught:
         parse_label_map([{"id": 1, "name": "first"}, entry], HERE)
     assert message in str(caught.value) and "entry 2" in str(caught.value)
 

@@ -28,7 +28,10 @@ def rgb(image: torch.Tensor) -> np.ndarray:
     ("mode", "make"),
     [
         ("rgb", lambda pixels: Image.fromarray(pixels)),
-        ("alpha is dropped", lambda pixels: Image.fromarray(np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)]))),
+        (
+            "alpha is dropped",
+            lambda pixels: Image.fromarray(np.dstack([pixels, np.full(pixels.shape[:2], 7, np.uint8)])),
+        ),
     ],
 )
 def test_colours_come_through(mode: str, make, tmp_path: Path) -> None:

@@ -47,6 +47,4 @@ def test_nearest_takes_the_nearest_centre() -> None:
         for place, chosen in enumerate(nearest_index(source, target).tolist()):
             assert abs((chosen + 0.5) / source - (place + 0.5) / target) <= 0.5 / source + 1e-12
     maps = torch.arange(24).reshape(1, 4, 6)
-    assert torch.equal(
-        resize_nearest(maps, (8, 12)), maps.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2)
-    )
+    assert torch.equal(resize_nearest(maps, (8, 12)), maps.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2))

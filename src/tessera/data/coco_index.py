@@ -91,7 +91,7 @@ def is_whole(value: Any) -> TypeGuard[int]:
 
 def hashable_id(value: Any) -> Any:
     """The id itself where it is a number or text, else its representation, so that broken ids can be counted."""
-    return value if isinstance(value, (int, float, str)) else repr(value)
+    return value if value is None or isinstance(value, (int, float, str)) else repr(value)
 
 
 def _image(image: Any, where: str, findings: Findings) -> dict[str, Any] | None:

@@ -1,0 +1,73 @@
+"""The configurations in config/datasets against the real files, where those are at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tessera.data.catalog import load_catalog
+from tessera.data.check import check_dataset
+from tessera.data.datamodule import eval_loader, train_loader
+from tessera.data.datasets import open_dataset
+from tessera.spec.compose import load_grid
+from tessera.spec.schema import DatasetSpec, Mask2FormerSpec, Spec
+
+ROOT = Path(__file__).parents[2]
+DATA = Path(os.environ.get("TESSERA_TEST_DATA", ROOT / "../shared/data"))
+
+pytestmark = pytest.mark.skipif(
+    not DATA.is_dir(), reason=f"{DATA} is absent; set TESSERA_TEST_DATA to the folder of real datasets"
+)
+
+
+def configured(name: str) -> DatasetSpec:
+    return load_grid(ROOT).dataset(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "images"),
+    [
+        ("camvid", "semantic", (367, 101, 233)),
+        ("camvid_panoptic", "panoptic", (367, 101, 233)),
+        ("camvid_panoptic", "instance", (367, 101, 233)),
+        ("nuclei", "panoptic", (140, 40, 40)),
+        ("nuclei", "semantic", (140, 40, 40)),
+        ("coco_tiny", "instance", (40, 10, 10)),
+    ],
+)
+def test_every_split_opens_and_loads(name: str, mode, images: tuple[int, int, int]) -> None:
+    dataset = configured(name)
+    catalog = load_catalog(dataset, str(DATA), mode)
+    opened = [open_dataset(dataset, split, catalog, mode, str(DATA)) for split in ("train", "val", "test")]
+    assert tuple(len(reader) for reader in opened) == images
+    changed = {
+        split: getattr(dataset, split).model_copy(update={"num_workers": 0, "batch_size": 2})
+        for split in ("train", "val", "test")
+    }
+    spec = Spec(data_root=str(DATA), dataset=dataset.model_copy(update=changed), model=Mask2FormerSpec(mode=mode))
+    for batch in (next(iter(train_loader(spec, catalog, 0))), next(iter(eval_loader(spec, catalog, "val")))):
+        assert batch.targets is not None
+        assert batch.images.shape[-2] % 32 == 0 and batch.images.shape[-1] % 32 == 0
+        assert batch.images.min() >= 0 and batch.images.max() <= 1
+        labels = [label for target in batch.targets for label in target.labels.tolist()]
+        assert labels and max(labels) < len(catalog)
+
+
+def test_crowd_regions_and_large_ids_of_coco() -> None:
+    report = check_dataset(configured("coco_tiny"), str(DATA), progress=False)
+    train = report["splits"]["train"]
+    assert (train["images"], train["objects"], train["crowd_regions"], train["images_without_objects"]) == (
+        40,
+        404,
+        5,
+        1,
+    )
+    assert (report["splits"]["val"]["images"], report["splits"]["val"]["objects"]) == (10, 61)
+
+
+def test_frame_without_void_keeps_all_classes() -> None:
+    """Code that drops the smallest value present loses a class in this one frame."""
+    dataset = configured("camvid")
+    reader = open_dataset(dataset, "test", load_catalog(dataset, str(DATA), "semantic"), "semantic", str(DATA))
+    target = reader.read(reader.file_names.index("images/test/Seq05VD_f03750.jpg")).target
+    assert target.masks.any(dim=0).all() and 0 in target.labels
