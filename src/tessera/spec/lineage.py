@@ -163,11 +163,20 @@ def _live_keys(section: BaseModel) -> dict[str, Any]:
 
 
 def _without_inert(section: BaseModel, values: dict[str, Any], inert_here: frozenset[str]) -> dict[str, Any]:
-    kind = type(section)
-    found = {}
-    for key, value in values.items():
-        if key in inert_here or is_inert(kind, key):
-            continue
-        below = getattr(section, key)
-        found[key] = _without_inert(below, value, inert_keys(kind, key)) if isinstance(below, Section) else value
+    inert, inert_below = _inert(type(section))
+    found = {key: value for key, value in values.items() if key not in inert and key not in inert_here}
+    for key, value in found.items():
+        if isinstance(value, dict):
+            below = getattr(section, key)
+            if isinstance(below, Section):
+                found[key] = _without_inert(below, value, inert_below[key])
     return found
+
+
+@functools.cache
+def _inert(section: type[BaseModel]) -> tuple[frozenset[str], dict[str, frozenset[str]]]:
+    """Inert keys of a section, and for each key those that are inert below it."""
+    names = section.model_fields
+    return frozenset(name for name in names if is_inert(section, name)), {
+        name: inert_keys(section, name) for name in names
+    }
