@@ -12,10 +12,6 @@ wildcard_constraints:
     suffix=r"(\.fp16)?",
 
 
-pathvars:
-    data=PLAN.data_root,
-
-
 def precision_of(wildcards):
     return PLAN.precision(wildcards.get("suffix", ""))
 
@@ -37,15 +33,19 @@ def digest(verb, runtime="torch"):
 
 
 def checked_data(wildcards):
-    return PLAN.check_file(wildcards.experiment)
+    return f"data/checks/{PLAN.dataset_of(wildcards.experiment)}.json"
 
 
 def dataset_files(wildcards):
     return PLAN.dataset_files(wildcards.dataset)
 
 
+def generator(wildcards):
+    return PLAN.generator(wildcards.dataset)
+
+
 def dataset_lineage(wildcards):
-    return PLAN.dataset_lineage(wildcards.dataset)
+    return PLAN.checked(wildcards.dataset)
 
 
 def table_evaluations(wildcards):
@@ -58,6 +58,14 @@ def table_lineage(wildcards):
 
 # Snakemake tracks no param whose function also asks for the output: where data and resume state lie changes no result.
 def data_root(wildcards, output):
+    return PLAN.root_of(PLAN.dataset_of(wildcards.experiment))
+
+
+def dataset_root(wildcards, output):
+    return PLAN.root_of(wildcards.dataset)
+
+
+def table_root(wildcards, output):
     return PLAN.data_root
 
 

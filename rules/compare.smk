@@ -11,6 +11,6 @@ rule compare:
         "../envs/tessera.yaml"
     params:
         lineage=table_lineage,
-        data_root=data_root,
+        data_root=table_root,
     shell:
         "tessera compare {wildcards.table} --data-root {params.data_root:q} --log {log}"

@@ -1,6 +1,6 @@
 rule demo:
     output:
-        "<data>/{dataset}/manifest.json",
+        "data/{dataset}/manifest.json",
     log:
         "logs/demo/{dataset}.log",
     wildcard_constraints:
@@ -8,8 +8,8 @@ rule demo:
     conda:
         "../envs/tessera.yaml"
     params:
-        lineage=dataset_lineage,
-        data_root=data_root,
+        lineage=generator,
+        data_root=dataset_root,
     shell:
         "tessera demo {wildcards.dataset} --data-root {params.data_root:q} --log {log}"
 
@@ -25,6 +25,6 @@ rule check:
         "../envs/tessera.yaml"
     params:
         lineage=dataset_lineage,
-        data_root=data_root,
+        data_root=dataset_root,
     shell:
         "tessera check {wildcards.dataset} --out {output} --data-root {params.data_root:q} --log {log}"

@@ -1,7 +1,6 @@
 rule train:
     input:
-        # What training reads is in its lineage; a repeated check of the same data is no reason to train again.
-        check=ancient(checked_data),
+        checked_data,
     output:
         model="results/{experiment}/model.pth",
         metrics="results/{experiment}/metrics.csv",

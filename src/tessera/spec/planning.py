@@ -12,11 +12,14 @@ from tessera.files import UserError, canonical_json
 from tessera.spec.compose import GridFile, Table, load_grid
 from tessera.spec.describe import closest
 from tessera.spec.layers import SOURCE_KEYS, SPLIT_SOURCE_KEYS
-from tessera.spec.lineage import SPLITS, data_digest, data_files, lineage_digest, lineage_text
+from tessera.spec.lineage import data_digest, data_files, lineage_digest, lineage_text
 from tessera.spec.parts import read_mapping
 from tessera.spec.schema import Spec
 
 RESULTS = "results"
+
+GENERATED_ROOT = "data"
+"""Generated datasets lie in the project even when the data root is elsewhere, because that may be read-only."""
 
 COMPARE_VERSION = 1
 """Raised when a change of src/tessera/reporting changes the tables."""
@@ -44,7 +47,7 @@ class Plan:
         self.data_root = self.grid.data_root
         self.checkpoints = str(config.get("checkpoints", self.grid.file.checkpoints))
         self.spec = functools.cache(self._spec)
-        self.dataset_lineage = functools.cache(self._dataset_lineage)
+        self.checked = functools.cache(self._checked)
 
     def _spec(self, experiment: str) -> Spec:
         return self.grid.resolve(experiment).spec
@@ -64,9 +67,12 @@ class Plan:
         names = [name for name in self.grid.file.datasets if self.grid.dataset(name).generator is not None]
         return "|".join(map(re.escape, names)) or "(?!)"
 
-    def check_file(self, experiment: str) -> str:
-        """Below the project even when the data root is elsewhere, because that may be read-only."""
-        return f"data/checks/{self.spec(experiment).dataset.name}.json"
+    def root_of(self, dataset: str) -> str:
+        """Folder that the dataset's paths are relative to."""
+        return self.data_root if self.grid.dataset(dataset).generator is None else GENERATED_ROOT
+
+    def dataset_of(self, experiment: str) -> str:
+        return self.spec(experiment).dataset.name
 
     def dataset_files(self, name: str) -> list[str]:
         """Files that the check waits for: the manifest of a generated dataset, none of any other.
@@ -76,7 +82,7 @@ class Plan:
         """
         dataset = self.grid.dataset(name)
         if dataset.generator is not None:
-            return [f"{self.data_root}/{name}/manifest.json"]
+            return [f"{GENERATED_ROOT}/{name}/manifest.json"]
         missing = [path for path in data_files(dataset, self.data_root) if not path.is_file()]
         if missing:
             raise UserError(
@@ -86,13 +92,19 @@ class Plan:
             )
         return []
 
-    def _dataset_lineage(self, name: str) -> str:
-        """Where the files are and what is in them, without what is done to the images later."""
+    def generator(self, name: str) -> str:
+        return self.grid.dataset(name).model_dump_json(include={"generator"})
+
+    def _checked(self, name: str) -> str:
+        """What training reads of a dataset's files. Never more: a check that runs again makes Snakemake train again, and so it may run
+        only where the training's own lineage changed too. (An input marked ``ancient`` is no way out: while its producer is planned,
+        Snakemake 9.27 does not look at the params of the consumer.)
+        """
         dataset = self.grid.dataset(name)
-        source: dict[str, Any] = dataset.model_dump(mode="json", include=set(SOURCE_KEYS))
-        for split in SPLITS:
+        source: dict[str, Any] = dataset.model_dump(mode="json", include=set(SOURCE_KEYS) - {"generator"})
+        for split in ("train", "val"):
             source[split] = getattr(dataset, split).model_dump(mode="json", include=set(SPLIT_SOURCE_KEYS))
-        return canonical_json({"dataset": source, "data": data_digest(dataset, self.data_root)})
+        return canonical_json({"dataset": source, "data": data_digest(dataset, self.data_root, ("train", "val"))})
 
     def default_targets(self) -> list[str]:
         """The experiments that config/config.yaml lists, as far as a machine without a GPU can take them, and all tables."""

@@ -1,0 +1,123 @@
+"""A copy of the workflow to plan and run in a test."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+
+FORKS = multiprocessing.get_context("forkserver")
+"""Snakemake takes seconds to import: one process does it once, and every call is a fork of it."""
+FORKS.set_forkserver_preload(["snakemake.cli", "snakemake.report.html_reporter", "smart_open", "tessera.spec.planning"])
+
+CONFIG: dict[str, Any] = {
+    "models": ["mask2former"],
+    "backbones": ["swin"],
+    "datasets": ["demo", "streets"],
+    "variants": ["short"],
+    "experiments": ["mask2former_swin"],
+    "tables": {"demo": {"experiments": ["mask2former_swin", "mask2former_swin-short"], "runtimes": ["torch", "onnx"]}},
+}
+
+PARTS = {
+    "models/mask2former": {"model": {"name": "mask2former"}},
+    "backbones/swin": {"model": {"backbone": {"name": "swin_tiny"}}},
+    "datasets/demo": {"dataset": {"generator": {}}},
+    "datasets/streets": {
+        "dataset": {
+            "label_map": "streets/label_map.json",
+            "train": {"images": "streets/images", "annotations": "streets/train.json", "panoptic": "streets/masks"},
+            "val": {"images": "streets/images", "annotations": "streets/val.json", "panoptic": "streets/masks"},
+            "test": {"images": "streets/images", "annotations": "streets/test.json", "panoptic": "streets/masks"},
+        }
+    },
+    "variants/short": {"train": {"num_epochs": 2}},
+}
+
+
+@dataclass
+class Project:
+    """A copy of the workflow with a small configuration of its own, and a command line that does nothing but write files."""
+
+    root: Path
+
+    def configure(self, part: str, content: dict[str, object]) -> None:
+        path = self.root / "config" / f"{part}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(content))
+
+    def configuration(self) -> dict[Path, str]:
+        return {path: path.read_text() for path in (self.root / "config").rglob("*.yaml")}
+
+    def restore(self, configuration: dict[Path, str]) -> None:
+        for path in self.configuration().keys() - configuration.keys():
+            path.unlink()
+        for path, text in configuration.items():
+            path.write_text(text)
+
+    def calls(self) -> list[str]:
+        """What the rules called, in order."""
+        return (self.root / "calls.txt").read_text().splitlines()
+
+    def snakemake(self, *arguments: str, fail: str = "") -> subprocess.CompletedProcess[str]:
+        path = f"{self.root / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        said = self.root / "said.txt"
+        process = FORKS.Process(
+            target=_snakemake,
+            args=(self.root, ["--cores", "2", *arguments], {"PATH": path, "FAIL": fail}, said),
+        )
+        process.start()
+        process.join()
+        return subprocess.CompletedProcess(arguments, process.exitcode or 0, said.read_text(), "")
+
+    def run(self, *arguments: str) -> None:
+        done = self.snakemake(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    def plan(self, *arguments: str) -> dict[str, int]:
+        """Rule -> number of jobs that a dry run lists; empty when there is nothing to do."""
+        done = self.snakemake("--dry-run", *arguments)
+        text = done.stdout + done.stderr
+        assert done.returncode == 0, text
+        if "Nothing to be done" in text:
+            return {}
+        table = re.search(r"^job +count\n[- ]+\n(.*?)^total", text, re.DOTALL | re.MULTILINE)
+        assert table is not None, text
+        return {rule: int(count) for rule, count in (line.split() for line in table[1].splitlines() if line.strip())}
+
+
+def make_project(root: Path) -> Project:
+    shutil.copy(ROOT / "Snakefile", root)
+    for folder in ("rules", "profiles", "envs"):
+        shutil.copytree(ROOT / folder, root / folder)
+    stub = root / "bin" / "tessera"
+    stub.parent.mkdir()
+    stub.write_text(f"#!{sys.executable} -SE\n" + (Path(__file__).parent / "tessera_stub.py").read_text())
+    stub.chmod(0o755)
+    made = Project(root)
+    made.configure("config", CONFIG)
+    for part, content in PARTS.items():
+        made.configure(part, content)
+    return made
+
+
+def _snakemake(root: Path, arguments: list[str], environment: dict[str, str], said: Path) -> None:
+    from snakemake.cli import main
+
+    os.chdir(root)
+    os.environ.update(environment)
+    with said.open("wb") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+    sys.argv = ["snakemake", *arguments]
+    main()

@@ -1,0 +1,34 @@
+"""Stands in for the command line in workflow tests: writes every file that the stage promises, in no time.
+
+Each call is appended to calls.txt. ``FAIL=<verb>`` in the environment makes that verb fail.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+verb, subject, *rest = sys.argv[1:]
+options = dict(zip(rest[::2], rest[1::2], strict=True))
+runtime = options.get("--runtime", "torch")
+prefix = "" if runtime == "torch" else f"{runtime}_"
+suffix = {"fp32": "", "fp16": ".fp16"}[options.get("--precision", "fp32")]
+folder = Path("results") / subject
+outputs = {
+    "demo": [Path(options.get("--data-root", "")) / subject / "manifest.json"],
+    "check": [Path(options.get("--out", ""))],
+    "train": [folder / name for name in ("model.pth", "metrics.csv", "train.json")],
+    "export": [folder / "model.onnx"],
+    "precision": [folder / "model.fp16.onnx", folder / "precision.fp16.json"],
+    "engine": [folder / f"model{suffix}.engine", folder / f"model{suffix}.engine.json"],
+    "parity": [folder / f"{prefix}parity{suffix}.json"],
+    "evaluate": [folder / f"{prefix}eval{suffix}{end}" for end in (".json", ".predictions.json.gz")],
+    "infer": [folder / f"{prefix}inference{suffix}" / "index.json"],
+    "compare": [Path("results/tables") / f"{subject}.{end}" for end in ("csv", "md", "tex")],
+}[verb]
+with Path("calls.txt").open("a") as calls:
+    calls.write(" ".join(sys.argv[1:]) + "\n")
+if os.environ.get("FAIL") == verb:
+    sys.exit(f"error: {verb} fails because the test says so")
+for path in outputs:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{verb} {subject} {options.get('--expect', '')}\n")
