@@ -75,10 +75,12 @@ def run(root: Path, changes: dict[str, object] | None = None, name: str = "toy")
     return root / "results" / name
 
 
-def start(root: Path, changes: dict[str, object] | None = None, name: str = "toy", **options) -> subprocess.Popen:
+def start(
+    root: Path, changes: dict[str, object] | None = None, name: str = "toy", module: str = __name__, **options
+) -> subprocess.Popen:
     """The same as a process of its own, its stderr readable line by line."""
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.training.toy", str(root), name, json.dumps(changes or {})],
+        [sys.executable, "-m", module, str(root), name, json.dumps(changes or {})],
         cwd=REPOSITORY,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,

@@ -63,8 +63,8 @@ def read_weights(path: Path) -> Any:
         if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()) is not None:
             raise ValueError(f"checksum of {damaged} does not match")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except PermissionError:
+        raise UserError(f"{path}: may not be read by this user") from None
     except Exception as error:  # a damaged or hostile file makes the unpickler raise anything
         reason = str(error).strip().splitlines() or [""]
         raise UserError(

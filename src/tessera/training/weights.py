@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tessera.files import UserError
 from tessera.models.artifact import read_weights, require_state
 
-CONTAINERS = ("state", "network", "model", "state_dict")
-"""Keys below which files keep their tensors: model.pth, our checkpoints, and the habits of other projects."""
+CONTAINERS = ("network", "state", "model", "state_dict")
+"""Keys below which files keep their tensors: our checkpoints (whose `state` is something else), model.pth, and the habits of others."""
 
 
 def load_matching(network: nn.Module, path: Path) -> dict[str, Any]:

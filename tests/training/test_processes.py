@@ -1,0 +1,69 @@
+"""Two processes on the CPU train as one with the doubled batch, and stop and continue as one."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from tests.training import toy
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processors"),
+]
+CALM = {
+    "model.backbone.drop_path_rate": 0.0,
+    "model.pixel_decoder.dropout": 0.0,
+    "model.decoder.dropout": 0.0,
+    "model.loss.deep_supervision": False,
+    "train.num_epochs": 1,
+    "train.optim.type": "SGD",
+    "train.optim.warmup_iters": 0,
+    "train.clip_grad_norm": 0.1,
+}
+TWO = {"train.num_gpus": 2, "dataset.train.batch_size": 1}
+
+
+def test_two_processes_equal_one_with_the_doubled_batch(root, work):
+    results = {}
+    for name, changes in (("one", CALM), ("two", CALM | TWO)):
+        process = toy.start(work, changes, name, module="tests.training.toy_mean")
+        log = process.stderr.read()
+        assert process.wait(30) == 0, log
+        results[name] = work / "results" / name
+        assert ("2 processes" in log) == (name == "two")
+        assert log.count("epoch 1/1") == log.count("wrote ") == 1
+    one, two = (toy.weights(path / "model.pth") for path in results.values())
+    start = toy.weights(root / "results/whole/model.pth")
+    assert any(not torch.equal(one[name], start[name]) for name in one)
+    for name in one:
+        torch.testing.assert_close(
+            one[name], two[name], rtol=1e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+def test_two_processes_stop_together_and_continue(work):
+    changes = TWO | {"train.verbose": True}
+    process = toy.start(work, changes)
+    toy.read_until(process, "step 2:")
+    process.send_signal(signal.SIGTERM)
+    rest = process.stderr.read()
+    assert process.wait(30) == 143, rest
+    assert rest.count("stopped after step") == 1 and "Traceback" not in rest
+    process = toy.start(work, changes)
+    log = process.stderr.read()
+    assert process.wait(30) == 0, log
+    assert "continuing from step" in log
+    assert [start["step"] > 1 for start in json.loads((work / "results/toy/train.json").read_text())["starts"]] == [
+        False,
+        True,
+    ]
+
+
+def test_mistake_in_one_process_is_told_once(work):
+    process = toy.start(work, TWO | {"train.freeze": ["backbon"]})
+    log = process.stderr.read()
+    assert process.wait(30) == 1
+    assert "closest: backbone" in log.splitlines()[-1]
