@@ -114,10 +114,10 @@ def test_semantic_pngs_hold_the_datasets_ids(images, tmp_path):
 
 def test_a_second_run_replaces_the_folder_with_the_same_bytes(images, tmp_path):
     folder = tmp_path / "inference"
-    run("panoptic", images, folder)
+    run("panoptic", images[:2], folder)
     before = {name: (folder / name).read_bytes() for name in on_disk(folder)}
     (folder / "stale.png").write_bytes(b"")
-    run("panoptic", images, folder)
+    run("panoptic", images[:2], folder)
     assert {name: (folder / name).read_bytes() for name in on_disk(folder)} == before
 
 

@@ -80,7 +80,7 @@ def encode_record(
         "resized_size": list(meta.resized_size),
     }
     if prediction.semantic is not None:
-        labels = torch.unique(prediction.semantic)
+        labels = torch.bincount(prediction.semantic.flatten()).nonzero().squeeze(1)
         masks = encode_masks(prediction.semantic[None] == labels[:, None, None])
         record["semantic"] = {
             "segments": [

@@ -175,7 +175,7 @@ class _Writer:
         if path.suffix == ".jpg":
             picture.save(path, quality=92, subsampling=0)
         else:
-            picture.save(path)
+            picture.save(path, compress_level=3)
 
 
 def semantic_png(semantic: Tensor, catalog: ClassCatalog) -> Image.Image:
