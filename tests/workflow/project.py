@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 
 FORKS = multiprocessing.get_context("forkserver")
 """Snakemake takes seconds to import: one process does it once, and every call is a fork of it."""
-FORKS.set_forkserver_preload(["snakemake.cli", "snakemake.report.html_reporter", "smart_open", "tessera.spec.planning"])
+FORKS.set_forkserver_preload(
+    ["snakemake.cli", "snakemake.report.html_reporter", "smart_open", "pandas", "pulp", "tessera.spec.planning"]
+)
 
 CONFIG: dict[str, Any] = {
     "models": ["mask2former"],
