@@ -15,7 +15,7 @@ from tessera.files import UserError, read_json, write_json, write_text
 from tessera.spec.lineage import RUNTIMES, STAGES, lineage, lineage_digest
 
 if TYPE_CHECKING:
-    from tessera.inference import Predictor
+    from tessera.inference.predictor import Predictor
     from tessera.spec.compose import Resolved
 
 app = typer.Typer(
@@ -45,7 +45,11 @@ RESULTS = Path("results")
 
 
 @app.command()
-def demo(dataset: str = "demo", data_root: DataRoot = None, log: Log = None) -> None:
+def demo(
+    dataset: Annotated[str, typer.Argument(help="Name of a dataset with a generator.")] = "demo",
+    data_root: DataRoot = None,
+    log: Log = None,
+) -> None:
     """Generate a demo dataset in every supported format."""
     from tessera.data.demo import write_demo
     from tessera.spec.compose import load_grid
@@ -215,10 +219,22 @@ def infer(
 ) -> None:
     """Write overlays and machine-readable results for the images of `inference.images`, or of the evaluated split."""
     from tessera.inference.results import infer
+    from tessera.inference.sources import ImageSource
 
     resolved = _open(experiment, overrides, data_root, expect, log, "infer", runtime, precision)
-    folder = _folder(experiment) / _name("inference", runtime, precision)
-    infer(_predictor(resolved, runtime, precision), resolved.spec, folder)
+    spec = resolved.spec
+    predictor = _predictor(resolved, runtime, precision)
+    images: list[ImageSource] = []
+    if spec.inference.images is None:
+        from tessera.data.datasets import open_dataset
+
+        catalog = predictor.header.catalog
+        split = open_dataset(spec.dataset, spec.evaluate.split, catalog, spec.model.mode, spec.data_root)
+        images = [
+            ImageSource(split.image_path(index), split.file_names[index], split.image_ids[index])
+            for index in range(len(split))
+        ]
+    infer(predictor, spec, _folder(experiment) / _name("inference", runtime, precision), images)
 
 
 @app.command()
@@ -415,8 +431,8 @@ def _start_log(log: Path | None) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     stream = log.open("w", encoding="utf-8", buffering=1)
     stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(['tessera', *sys.argv[1:]])}\n")
-    sys.stdout = _Tee(sys.stdout, stream)  # type: ignore[assignment]  # a stream by behaviour, not by class
-    sys.stderr = _Tee(sys.stderr, stream)  # type: ignore[assignment]  # likewise
+    sys.stdout = _Tee(sys.stdout, stream)
+    sys.stderr = _Tee(sys.stderr, stream)
 
 
 if __name__ == "__main__":
