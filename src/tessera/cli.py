@@ -325,7 +325,7 @@ def _open(
     if runtime not in RUNTIMES:
         raise UserError(f"--runtime {runtime}: expected one of {', '.join(RUNTIMES)}")
     _require_precision(precision)
-    if runtime == "torch" and precision != "fp32":
+    if verb in ("parity", "evaluate", "infer") and runtime == "torch" and precision != "fp32":
         raise UserError(
             f"--precision {precision}: PyTorch evaluates the trained fp32 weights; choose --runtime onnx or trt"
         )
