@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessera.models.common import mask_criterion, mask_costs
+from tessera.models.common import mask_costs, mask_criterion
 from tessera.models.mask2former.network import Mask2Former
 from tessera.models.published import load_strictly, mask2former, read_state
 from tessera.spec.schema import (
@@ -75,10 +75,12 @@ def ours(model, pre_norm: bool = False) -> Mask2Former:
     return network
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (96, 80), (72, 104)])
-def test_same_outputs(height: int, width: int):
-    model = published()
-    network = ours(model).train()
+@pytest.mark.parametrize(
+    ("height", "width", "pre_norm"), [(64, 64, False), (96, 80, False), (72, 104, False), (64, 96, True)]
+)
+def test_same_outputs(height: int, width: int, pre_norm: bool):
+    model = published(pre_norm)
+    network = ours(model, pre_norm).train()
     images = torch.rand(2, 3, height, width)
     with torch.no_grad():
         outputs = network(images)
@@ -144,7 +146,11 @@ def test_same_losses(monkeypatch: pytest.MonkeyPatch):
             for aux in outputs["aux"]
         ],
     )
-    names = {"loss_class": ("loss_cross_entropy", 2.0), "loss_mask": ("loss_mask", 5.0), "loss_dice": ("loss_dice", 5.0)}
+    names = {
+        "loss_class": ("loss_cross_entropy", 2.0),
+        "loss_mask": ("loss_mask", 5.0),
+        "loss_dice": ("loss_dice", 5.0),
+    }
     assert len(losses) == len(theirs) == 15
     for name, value in losses.items():
         kind, _, layer = name.partition("_")[2].partition("_")

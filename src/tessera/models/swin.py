@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath, Mlp, trunc_normal_
+from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from tessera.models.common import checkpointing
@@ -30,7 +31,8 @@ class PatchEmbed(nn.Module):
         """(B, 3, H, W) to (B, ceil(H / 4), ceil(W / 4), C)."""
         height, width = images.shape[-2:]
         x = self.proj(F.pad(images, (0, -width % PATCH, 0, -height % PATCH)))
-        return self.norm(x.permute(0, 2, 3, 1))
+        normed: Tensor = self.norm(x.permute(0, 2, 3, 1))
+        return normed
 
 
 class WindowAttention(nn.Module):
@@ -44,18 +46,19 @@ class WindowAttention(nn.Module):
         self.register_buffer("relative_position_index", _relative_position_index(window), persistent=False)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
-        trunc_normal_(self.relative_position_bias_table, std=0.02)
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, x: Tensor, across: Tensor | None) -> Tensor:
         """x (B, nW, n, C), windows of tokens; across (nW, 1, n, n) is added to the attention of every head."""
-        q, k, v = self.qkv(x).unflatten(3, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind(0)
+        q, k, v = torch.unflatten(self.qkv(x), 3, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5).unbind(0)
         attention = (q * self.scale) @ k.transpose(-2, -1)
         count = self.relative_position_index.shape[0]
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()].view(count, count, -1)
         bias = bias.permute(2, 0, 1).contiguous()
         attention = attention + (bias if across is None else bias + across)
         attended = attention.softmax(dim=-1) @ v
-        return self.proj(attended.transpose(2, 3).flatten(3))
+        projected: Tensor = self.proj(attended.transpose(2, 3).flatten(3))
+        return projected
 
 
 class SwinBlock(nn.Module):
@@ -71,7 +74,8 @@ class SwinBlock(nn.Module):
     def forward(self, x: Tensor, across: Tensor) -> Tensor:
         """x (B, h, w, C); across as ``shifted_window_mask`` gives it."""
         x = x + self.drop_path(self._attend(self.norm1(x), across))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
+        x = x + self.drop_path(self.mlp(self.norm2(x)))
+        return x
 
     def _attend(self, x: Tensor, across: Tensor) -> Tensor:
         height, width = x.shape[1:3]
@@ -79,10 +83,10 @@ class SwinBlock(nn.Module):
         rows, columns = x.shape[1] // self.window, x.shape[2] // self.window
         if self.shift:
             x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
-        x = x.unflatten(1, (rows, self.window)).unflatten(3, (columns, self.window))
+        x = torch.unflatten(torch.unflatten(x, 2, (columns, self.window)), 1, (rows, self.window))
         x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # B, nW, n, C
         x = self.attn(x, across if self.shift else None)
-        x = x.unflatten(2, (self.window, self.window)).unflatten(1, (rows, columns))
+        x = torch.unflatten(torch.unflatten(x, 2, (self.window, self.window)), 1, (rows, columns))
         x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
         if self.shift:
             x = torch.roll(x, (self.shift, self.shift), (1, 2))
@@ -100,7 +104,8 @@ class PatchMerging(nn.Module):
         height, width = x.shape[1:3]
         x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
         corners = (x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2])
-        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
+        merged: Tensor = self.reduction(self.norm(torch.cat(corners, dim=-1)))
+        return merged
 
 
 class SwinStage(nn.Module):
@@ -138,7 +143,7 @@ class Swin(nn.Module):
         self.channels = [embed_dim * 2**stage for stage in range(len(depths))]
         self.strides = [PATCH * 2**stage for stage in range(len(depths))]
         self.patch_embed = PatchEmbed(embed_dim)
-        rates = torch.linspace(0, drop_path_rate, sum(depths)).split(list(depths))
+        rates = torch.split(torch.linspace(0, drop_path_rate, sum(depths)), list(depths))
         last = len(depths) - 1
         self.layers = nn.ModuleList(
             SwinStage(channels, heads, window_size, rates[stage].tolist(), merge=stage < last)
@@ -165,7 +170,9 @@ def shifted_window_mask(height: int, width: int, window: int, like: Tensor) -> T
     shift = window // 2
     rows = _regions(height + -height % window, window, shift, like.device)
     columns = _regions(width + -width % window, window, shift, like.device)
-    region = 3 * rows.unsqueeze(2).unsqueeze(1) + columns.unsqueeze(1).unsqueeze(0)  # windows down, across, n down, n across
+    region = 3 * rows.unsqueeze(2).unsqueeze(1) + columns.unsqueeze(1).unsqueeze(
+        0
+    )  # windows down, across, n down, n across
     region = region.flatten(2).flatten(0, 1)
     return ((region.unsqueeze(1) != region.unsqueeze(2)) * ACROSS_REGIONS).to(like.dtype).unsqueeze(1)
 
@@ -173,7 +180,8 @@ def shifted_window_mask(height: int, width: int, window: int, like: Tensor) -> T
 def _regions(size: int, window: int, shift: int, device: torch.device) -> Tensor:
     """(size / window, window): which of the three bands of a rolled axis a token lies in."""
     place = torch.arange(size, device=device)
-    return ((place >= size - window).long() + (place >= size - shift).long()).unflatten(0, (-1, window))
+    band = (place >= size - window).long() + (place >= size - shift).long()
+    return band.view(-1, window)
 
 
 def _relative_position_index(window: int) -> Tensor:
@@ -187,6 +195,6 @@ def _relative_position_index(window: int) -> Tensor:
 
 def _initialise(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -40,10 +40,11 @@ class Attention(nn.Module):
             attn_mask=allowed,
             dropout_p=self.dropout if self.training else 0.0,
         )
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
+        projected: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return projected
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return torch.unflatten(x, 2, (self.heads, -1)).transpose(1, 2)
 
 
 class DeformableAttention(nn.Module):
@@ -82,7 +83,7 @@ class DeformableAttention(nn.Module):
     def forward(self, query: Tensor, memory: Tensor, reference: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
         """query (B, Q, C); memory (B, S, C), the levels' pixels in order; reference (Q, 2) as (x, y) in [0, 1]; shapes (h, w)."""
         batch, queries, _ = query.shape
-        value = self.value_proj(memory).unflatten(2, (self.heads, -1))
+        value = torch.unflatten(self.value_proj(memory), 2, (self.heads, -1))
         with _full_precision(query):
             query = query.float()
             offsets = self.sampling_offsets(query).view(batch, queries, self.heads, self.levels, self.points, 2)
@@ -95,7 +96,8 @@ class DeformableAttention(nn.Module):
             ]
             locations = reference.view(1, -1, 1, 1, 1, 2) + torch.stack(steps, dim=3)
             attended = self.sample(value.float(), shapes, locations, weights)
-        return self.output_proj(attended)
+        projected: Tensor = self.output_proj(attended)
+        return projected
 
 
 def _full_precision(like: Tensor) -> contextlib.AbstractContextManager[object]:

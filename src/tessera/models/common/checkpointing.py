@@ -30,7 +30,9 @@ def run_checkpointed(module: nn.Module, *inputs: Any) -> Any:
 def _frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Batch norms compute as they did but do not count the recomputed batch a second time."""
     norms = [
-        m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats
+        m
+        for m in module.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats
     ]
     for norm in norms:
         norm.track_running_stats = False

@@ -90,7 +90,7 @@ def instances(probabilities: Tensor, masks: Masks, things: tuple[int, ...], topk
     queries, labels = pairs // classes, pairs % classes
     countable = torch.isin(labels, torch.tensor(things, device=labels.device))
     scores, queries, labels = scores[countable], queries[countable], labels[countable]
-    distinct, which = queries.unique(return_inverse=True)
+    distinct, which = torch.unique(queries, return_inverse=True)
     binary = torch.zeros((len(distinct), *masks.size), dtype=torch.bool, device=masks.device)
     quality = scores.new_zeros(len(distinct))
     for place, logits in masks.chunks(distinct):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ class MLP(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int, layers: int) -> None:
         super().__init__()
         widths = [inputs, *[hidden] * (layers - 1), outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for index, layer in enumerate(self.layers):
@@ -53,14 +55,17 @@ class DecoderLayer(nn.Module):
             x = x + self.dropout(self.cross_attn(y + query_position, keys, memory, allowed))
             y = self.norm2(x)
             x = x + self.dropout(self.self_attn(y + query_position, y + query_position, y))
-            return x + self.dropout(self._feed_forward(self.norm3(x)))
+            x = x + self.dropout(self._feed_forward(self.norm3(x)))
+            return x
         x = self.norm1(x + self.dropout(self.cross_attn(x + query_position, keys, memory, allowed)))
         y = x + query_position
         x = self.norm2(x + self.dropout(self.self_attn(y, y, x)))
-        return self.norm3(x + self.dropout(self._feed_forward(x)))
+        x = self.norm3(x + self.dropout(self._feed_forward(x)))
+        return x
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(F.relu(self.linear1(x))))
+        out: Tensor = self.linear2(self.dropout(F.relu(self.linear1(x))))
+        return out
 
 
 class MaskHeads(nn.Module):
@@ -107,7 +112,7 @@ class MaskedDecoder(nn.Module):
 
 def mask_logits(embeddings: Tensor, mask_features: Tensor) -> Tensor:
     """(B, Q, C) and (B, C, h, w) to (B, Q, h, w)."""
-    return (embeddings @ mask_features.flatten(2)).unflatten(2, mask_features.shape[-2:])
+    return torch.unflatten(embeddings @ mask_features.flatten(2), 2, mask_features.shape[-2:])
 
 
 def _resized(mask_features: Tensor, shape: tuple[int, int]) -> Tensor:

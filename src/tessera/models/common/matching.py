@@ -25,7 +25,7 @@ def assign(costs: Sequence[Tensor]) -> Matches:
             "the matching cost of predictions and targets is not finite: the network's outputs hold NaN or infinity. "
             "Lower the learning rate, clip gradients, or train in fp32"
         )
-    pieces = flat.split([cost.numel() for cost in costs])
+    pieces = torch.split(flat, [cost.numel() for cost in costs])
     on_cpu = [piece.view(cost.shape) for piece, cost in zip(pieces, costs, strict=True)]
     matches: Matches = [[] for _ in range(costs[0].shape[0])]
     for image in on_cpu:

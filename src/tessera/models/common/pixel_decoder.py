@@ -45,7 +45,8 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, position: Tensor, reference: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
         """x (B, S, C); position (S, C); reference (S, 2), the centre of every pixel in [0, 1]."""
         x = self.norm1(x + self.dropout(self.self_attn(x + position, x, reference, shapes)))
-        return self.norm2(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
+        x = self.norm2(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
+        return x
 
 
 class PixelDecoder(nn.Module):
@@ -60,9 +61,7 @@ class PixelDecoder(nn.Module):
         )
         self.level_embed = nn.Parameter(torch.empty(len(coarse), dim))
         self.layers = nn.ModuleList(EncoderLayer(spec, len(coarse)) for _ in range(spec.layers))
-        self.lateral = nn.Sequential(
-            nn.Conv2d(channels[0], dim, kernel_size=1, bias=False), nn.GroupNorm(GROUPS, dim)
-        )
+        self.lateral = nn.Sequential(nn.Conv2d(channels[0], dim, kernel_size=1, bias=False), nn.GroupNorm(GROUPS, dim))
         self.output = nn.Sequential(
             nn.Conv2d(dim, dim, kernel_size=3, padding=1, bias=False), nn.GroupNorm(GROUPS, dim), nn.ReLU()
         )
@@ -71,13 +70,15 @@ class PixelDecoder(nn.Module):
 
     def _initialise(self) -> None:
         nn.init.normal_(self.level_embed)
-        for convolution in [block[0] for block in self.input_proj if isinstance(block, nn.Sequential)]:
-            nn.init.xavier_uniform_(convolution.weight)
-            nn.init.zeros_(convolution.bias)
-        for convolution in (self.lateral[0], self.output[0], self.mask_features):
-            nn.init.kaiming_uniform_(convolution.weight, a=1)
-        assert self.mask_features.bias is not None
-        nn.init.zeros_(self.mask_features.bias)
+        for convolution in self.input_proj.modules():
+            if isinstance(convolution, nn.Conv2d):
+                nn.init.xavier_uniform_(convolution.weight)
+        for convolution in (*self.lateral, *self.output, self.mask_features):
+            if isinstance(convolution, nn.Conv2d):
+                nn.init.kaiming_uniform_(convolution.weight, a=1)
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias") and name.startswith(("input_proj", "mask_features")):
+                nn.init.zeros_(parameter)
 
     def forward(self, features: Sequence[Tensor]) -> PixelFeatures:
         """``features`` (B, C, h, w) at strides 4, 8, 16 and 32."""
@@ -91,8 +92,8 @@ class PixelDecoder(nn.Module):
         x = torch.cat([level.flatten(2).transpose(1, 2) for level in maps], dim=1)
         for layer in self.layers:
             x = checkpointing.run(layer, x, position, reference, shapes, recompute=self.activation_checkpoint)
-        memories = list(x.split([height * width for height, width in shapes], dim=1))
-        finest = memories[-1].transpose(1, 2).unflatten(2, shapes[-1])
+        memories = list(torch.split(x, [height * width for height, width in shapes], dim=1))
+        finest = torch.unflatten(memories[-1].transpose(1, 2), 2, shapes[-1])
         lateral = self.lateral(features[0])
         finest = F.interpolate(finest, size=lateral.shape[-2:], mode="bilinear", align_corners=False)
         return PixelFeatures(self.mask_features(self.output(lateral + finest)), memories, positions, shapes)

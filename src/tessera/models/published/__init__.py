@@ -28,7 +28,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path}: not a readable safetensors file ({error}); is it cut off?") from None
     content: Any = read_weights(path)
-    while isinstance(content, Mapping) and (inner := [key for key in _WRAPPERS if isinstance(content.get(key), Mapping)]):
+    while isinstance(content, Mapping) and (
+        inner := [key for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
+    ):
         content = content[inner[0]]
     return require_state(dict(content) if isinstance(content, Mapping) else content, path)
 

@@ -20,7 +20,10 @@ _RULES: tuple[tuple[str, str], ...] = (
     (_SWIN + r"hidden_states_norms\.stage2\.", "backbone.norm1."),
     (_SWIN + r"hidden_states_norms\.stage3\.", "backbone.norm2."),
     (_SWIN + r"hidden_states_norms\.stage4\.", "backbone.norm3."),
-    (r"\.attention\.(?:self\.|relative_position_bias\.)relative_position_bias_table$", ".attn.relative_position_bias_table"),
+    (
+        r"\.attention\.(?:self\.|relative_position_bias\.)relative_position_bias_table$",
+        ".attn.relative_position_bias_table",
+    ),
     (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
     (r"\.attention\.(?:self\.query|q_proj)\.", ".attn.q."),
     (r"\.attention\.(?:self\.key|k_proj)\.", ".attn.k."),
