@@ -137,8 +137,7 @@ def _trainer(hardware: Hardware, folder: Path, loop: Loop, strategy: str) -> Tra
             auto_wrap_policy=partial(size_based_auto_wrap_policy, min_num_params=SHARD_PARAMETERS),
         )
     else:
-        # Images without objects leave parts of a network without gradient on some processes.
-        arguments["strategy"] = DDPStrategy(cluster_environment=environment, find_unused_parameters=True)
+        arguments["strategy"] = DDPStrategy(cluster_environment=environment)
     return Trainer(
         accelerator="gpu" if hardware.gpus else "cpu",
         devices=list(hardware.gpus) or hardware.processes,

@@ -56,6 +56,7 @@ def launch(spec: Spec, experiment: str, checkpoints: Path, processes: int) -> No
                     worker.kill()
             for sentinel in done:
                 worker = running.pop(sentinel)  # type: ignore[arg-type]  # wait() answers with what it was given
+                worker.join()  # the sentinel is ready a moment before the exit code is
                 failed = failed or worker.exitcode != 0
     finally:
         forward.remove()
