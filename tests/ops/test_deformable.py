@@ -21,7 +21,7 @@ def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
 
 def slow(value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     """One tap at a time, as equation 3 of the paper is written."""
-    batch, queries, heads, levels, points, _ = locations.shape
+    batch, queries, heads, _, points, _ = locations.shape
     result = torch.zeros(batch, queries, heads, value.shape[-1], dtype=value.dtype)
     for b in range(batch):
         for q in range(queries):

@@ -114,9 +114,17 @@ def build_backbone(
     if spec.name in SWIN_SIZES:
         sizes = SWIN_SIZES[spec.name] | spec.swin.model_dump(exclude_none=True)
         _check_heads(sizes)
+        wanted = spec.pretrained if load_pretrained else None
+        state = None if wanted is None else _swin_weights(spec.name, sizes["window_size"], wanted)
         backbone = Swin(**sizes, drop_path_rate=spec.drop_path_rate, activation_checkpoint=activation_checkpoint)
-        if load_pretrained and spec.pretrained is not None:
-            _load_swin(backbone, spec.name, sizes["window_size"], spec.pretrained)
+        if state is not None:
+            published.load_strictly(
+                backbone,
+                published_swin.rename(state),
+                f"model.backbone.pretrained: {wanted} into {spec.name}",
+                may_miss=published_swin.starts_afresh,
+                may_add=published_swin.belongs_to_classifier,
+            )
         return backbone
     if spec.swin != SwinSpec():
         keys = ", ".join(f"model.backbone.swin.{key}" for key in spec.swin.model_dump(exclude_none=True))
@@ -180,28 +188,15 @@ def _efficientvit_l0(**options: Any) -> nn.Module:
     )
 
 
-def _load_swin(backbone: Swin, name: str, window: int, pretrained: str) -> None:
+def _swin_weights(name: str, window: int, pretrained: str) -> dict[str, Tensor]:
     if pretrained == "timm":
-        source = f"{name}_patch4_window{window}_{32 * window}"
-        state = _download(source)
-    else:
-        source = f"model.backbone.pretrained: {pretrained}"
-        state = published.read_state(Path(pretrained))
-    published.load_strictly(
-        backbone,
-        published_swin.rename(state),
-        f"{source} into {name}",
-        may_miss=published_swin.starts_afresh,
-        may_add=published_swin.belongs_to_classifier,
-    )
+        return _download(f"{name}_patch4_window{window}_{32 * window}")
+    return published.read_state(Path(pretrained))
 
 
 def _load_timm(backbone: TimmBackbone, pretrained: str) -> None:
     name = backbone.name
-    if pretrained == "timm":
-        source, state = name, _download(name)
-    else:
-        source, state = f"model.backbone.pretrained: {pretrained}", published.read_state(Path(pretrained))
+    state = _download(name) if pretrained == "timm" else published.read_state(Path(pretrained))
     with torch.device("meta"):
         whole = _efficientvit_l0() if name == "efficientvit_l0" else timm.create_model(name)
     own = backbone.net.state_dict().keys()
@@ -210,7 +205,7 @@ def _load_timm(backbone: TimmBackbone, pretrained: str) -> None:
     published.load_strictly(
         backbone.net,
         renamed,
-        f"{source} into {name}",
+        f"model.backbone.pretrained: {pretrained} into {name}",
         may_miss=lambda missing: missing.endswith("num_batches_tracked"),
         may_add=lambda given: given in cut_off,
     )

@@ -143,10 +143,11 @@ class Swin(nn.Module):
         self.channels = [embed_dim * 2**stage for stage in range(len(depths))]
         self.strides = [PATCH * 2**stage for stage in range(len(depths))]
         self.patch_embed = PatchEmbed(embed_dim)
-        rates = torch.split(torch.linspace(0, drop_path_rate, sum(depths)), list(depths))
+        blocks = sum(depths)
+        rates = iter([drop_path_rate * block / max(1, blocks - 1) for block in range(blocks)])
         last = len(depths) - 1
         self.layers = nn.ModuleList(
-            SwinStage(channels, heads, window_size, rates[stage].tolist(), merge=stage < last)
+            SwinStage(channels, heads, window_size, [next(rates) for _ in range(depths[stage])], merge=stage < last)
             for stage, (channels, heads) in enumerate(zip(self.channels, num_heads, strict=True))
         )
         for stage, channels in enumerate(self.channels):
