@@ -28,7 +28,7 @@ def read_graph(path: Path) -> tuple[onnx.ModelProto, Header]:
     text = {entry.key: entry.value for entry in graph.metadata_props}.get(PROPERTY)
     try:
         value = json.loads(text) if text is not None else None
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: its tessera header is no JSON; make it again with `tessera export`") from None
     header = Header.from_json(value, path)
     try:

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 import torch
 from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
+from onnxruntime.transformers.onnx_model import OnnxModel
 from torch import Tensor
 
 from tessera.deploy.graph import INPUT, input_shape, read_graph, write_graph
@@ -71,9 +72,16 @@ def _convert(graph: onnx.ModelProto, keep: list[str]) -> onnx.ModelProto:
             # It warns of every weight that half precision rounds to zero.
             warnings.simplefilter("ignore")
             half: onnx.ModelProto = convert_float_to_float16(copy, keep_io_types=True, op_block_list=blocked)
-            return half
     finally:
         logging.disable(before)
+    # Its casts stand after the operators that need them, and a weight that two operators share is cast twice under one name.
+    unique = [onnx.NodeProto.FromString(text) for text in dict.fromkeys(n.SerializeToString() for n in half.graph.node)]
+    del half.graph.node[:]
+    half.graph.node.extend(unique)
+    OnnxModel(half).topological_sort()
+    # Some of its types are those of before; every runtime infers them anew.
+    del half.graph.value_info[:]
+    return half
 
 
 def _differences(
