@@ -387,7 +387,11 @@ def _found_lineage(experiment: str, stage: str, runtime: str, precision: str) ->
         "precision": f"precision.{precision}.json",
     }
     if stage in documents:
-        found: dict[str, object] = read_json(folder / documents[stage])["lineage"]
+        path = folder / documents[stage]
+        content = read_json(path)
+        if not isinstance(content, dict) or not isinstance(content.get("lineage"), dict):
+            raise UserError(f"{path}: has no `lineage`; expected a file that the stage {stage} wrote")
+        found: dict[str, object] = content["lineage"]
         return found
     from tessera.deploy.export import read_header
 

@@ -85,6 +85,11 @@ def read_json(path: Path) -> Any:
         raise UserError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}); is the file cut off?"
         ) from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else "a number of thousands of digits"
+        raise UserError(f"{path}: not valid JSON ({reason}); make the file again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def canonical_json(value: Any) -> str:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from tessera.files import UserError
 from tessera.spec.lineage import differences
 from tessera.spec.schema import Spec
@@ -70,6 +72,8 @@ class Header:
                 f"{path}: has header format {value['format']}, this version reads {FORMAT}; make the file again"
             )
         try:
+            if not isinstance(value["lineage"], dict):
+                raise TypeError(f"lineage is {type(value['lineage']).__name__}, expected an object")
             return cls(
                 stage=value["stage"],
                 experiment=value["experiment"],
@@ -80,9 +84,11 @@ class Header:
                 facts=value["facts"],
             )
         except (KeyError, TypeError, IndexError, ValueError) as error:
-            raise UserError(
-                f"{path}: its tessera header is damaged ({type(error).__name__}: {error}); make the file again"
-            ) from None
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, ValidationError):
+                first = error.errors()[0]
+                reason = f"spec.{'.'.join(map(str, first['loc']))}: {first['msg']}"
+            raise UserError(f"{path}: its tessera header is damaged ({reason}); make the file again") from None
 
     def require(self, path: Path, stage: str, expected: dict[str, Any]) -> None:
         """Raises UserError unless the artifact was made by ``stage`` from exactly the lineage ``expected``."""

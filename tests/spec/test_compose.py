@@ -391,4 +391,4 @@ def test_paths_in_messages_are_as_given(project: Project, monkeypatch: pytest.Mo
     monkeypatch.chdir(project({"variants/small.yaml": "train: {lr: 1}\n"}))
     with pytest.raises(UserError) as caught:
         load_grid(Path()).resolve("mask2former_swin-small")
-    assert "\n  config/variants/small.yaml, line 1: train.lr" in str(caught.value)
+    assert ": config/variants/small.yaml, line 1: train.lr" in str(caught.value)

@@ -99,6 +99,8 @@ def parse_label_map(value: Any, path: Path, contiguous: bool = True, num_classes
             if entry[key] in first:
                 faults.append(f"entry {number}: {key} {entry[key]!r} is that of entry {first[entry[key]]} already")
             first.setdefault(entry[key], number)
+    if len(faults) == 1:
+        raise UserError(f"{path}: {faults[0]}")
     if faults:
         shown = "\n  ".join(faults[:50])
         raise UserError(f"{path}: {len(faults)} fault(s) in the label map\n  {shown}")

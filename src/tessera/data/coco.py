@@ -18,6 +18,9 @@ from tessera.data.reader import Findings, Records, SegmentationDataset, empty_ta
 from tessera.ops.masks import decode_rle, masks_to_boxes
 from tessera.structures import ClassCatalog, Target
 
+_FARTHEST = 10
+"""A polygon may leave its image by this many of the image's longer sides; beyond, it is not in pixels of this image."""
+
 
 class CocoInstances(SegmentationDataset):
     """Every annotated object is kept, overlapping ones too; those of classes outside ``catalog`` (stuff) are left out.
@@ -50,7 +53,7 @@ class CocoInstances(SegmentationDataset):
                 "objects": [
                     {key: item.get(key) for key in ("id", "category_id", "segmentation", "bbox", "area", "iscrowd")}
                     for item in index.annotations.get(image["id"], [])
-                    if item.get("category_id") in self._labels
+                    if hashable_id(item.get("category_id")) in self._labels
                 ],
             }
             for image in index.images
@@ -110,6 +113,13 @@ def _polygons(parts: list[Any], size: tuple[int, int], where: str, findings: Fin
         if not isinstance(part, list) or len(part) % 2 or not all(_is_number(value) for value in part):
             findings.errors.append(
                 f"{where}: a polygon is not a list of x, y pairs of finite numbers, as [x1, y1, x2, y2, ...]"
+            )
+            return None
+        farthest = max(map(abs, part), default=0)
+        if farthest > _FARTHEST * max(size):
+            # pycocotools walks along every pixel of the outline, and crashes where their number leaves 32 bits.
+            findings.errors.append(
+                f"{where}: a polygon reaches to {farthest:g}, the image is {size[1]}x{size[0]} (width x height); expected pixels"
             )
             return None
         if len(part) < 6:

@@ -52,7 +52,7 @@ def train_loader(
         world_size,
     )
     augmentation = spec.dataset.augmentation
-    return DataLoader(
+    return _Loader(
         AugmentedDataset(dataset, augmentation, section.target_size, spec.seed),
         batch_sampler=batches,
         num_workers=section.num_workers,
@@ -85,13 +85,24 @@ def eval_loader(
     for index in range(count):
         height, width = section.target_size or dataset.size(index)
         sizes.append(padded_size([input_size(height, width, augmentation, fixed_size)], _DIVISOR, fixed_size))
-    return DataLoader(
+    return _Loader(
         ReadDataset(dataset),
         batch_sampler=FixedBatches(group_batches(sizes, size)[rank::world_size]),
         num_workers=section.num_workers,
         collate_fn=EvalCollate(augmentation, spec.model.pixel_mean, fixed_size, section.target_size),
         generator=_own_generator(),
     )
+
+
+class _Loader(DataLoader[Any]):
+    """A loader process wraps its error into a traceback; the user needs the error alone."""
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator does all that is asked of PyTorch's own class
+        try:
+            yield from super().__iter__()
+        except UserError as error:
+            own = f"{UserError.__module__}.{UserError.__qualname__}: "
+            raise UserError(str(error).rpartition(own)[2].strip()) from None
 
 
 def group_batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:

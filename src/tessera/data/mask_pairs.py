@@ -96,7 +96,7 @@ def _pairs(path: Path, findings: Findings) -> list[tuple[str, str]]:
         raise UserError(
             f"{path}: no such file; expected JSONL with `img` and `segm` on each line (split.annotations)"
         ) from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
+    except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: is not a text file ({error}); expected JSONL with `img` and `segm`") from None
     pairs = []
     for number, line in enumerate(lines, 1):
@@ -104,9 +104,10 @@ def _pairs(path: Path, findings: Findings) -> list[tuple[str, str]]:
             continue
         try:
             value: Any = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply, or too long a number"
             findings.errors.append(
-                f'line {number}: is not JSON ({error.msg}); expected {{"img": "...", "segm": "..."}} (a COCO file needs type coco)'
+                f'line {number}: is not JSON ({reason}); expected {{"img": "...", "segm": "..."}} (a COCO file needs type coco)'
             )
             if number == 1:
                 break

@@ -96,7 +96,7 @@ class CocoPanoptic(SegmentationDataset):
         if unlisted:
             findings.warnings["segment of the panoptic PNG that the JSON does not list, taken as void"] += unlisted
 
-        found = [item for item in segments if item["id"] in pixels and item["category_id"] in self._labels]
+        found = [item for item in segments if item["id"] in pixels and hashable_id(item["category_id"]) in self._labels]
         labels = {item["id"]: self._labels[item["category_id"]] for item in found}
         semantic: npt.NDArray[np.uint8] | None = None
         if self._mode != "instance":

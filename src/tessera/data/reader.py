@@ -34,6 +34,8 @@ class Findings:
         """Raises one UserError with all errors (the first 50 in full)."""
         if not self.errors:
             return
+        if len(self.errors) == 1:
+            raise UserError(f"{title}: {self.errors[0]}")
         more = f"\n  ... and {len(self.errors) - _SHOWN} more" if len(self.errors) > _SHOWN else ""
         lines = "\n  ".join(self.errors[:_SHOWN])
         raise UserError(f"{title}: {len(self.errors)} problem(s)\n  {lines}{more}")

@@ -62,7 +62,7 @@ class OnnxPredictor(Predictor):
         text = session.get_modelmeta().custom_metadata_map.get(PROPERTY)
         try:
             header = Header.from_json(None if text is None else json.loads(text), path)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise UserError(f"{path}: its tessera header is not JSON; export again") from None
         built = build_postprocess(header.spec.model, header.catalog, postprocess or header.spec.postprocess)
         return cls(session, header, built, path)

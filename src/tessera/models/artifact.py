@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,10 @@ def load_model(path: Path, postprocess: PostprocessSpec | None = None) -> tuple[
     try:
         model.network.load_state_dict(state)
     except RuntimeError as error:
+        _, *faults = (line.strip() for line in str(error).splitlines())
+        more = f", and {len(faults) - 1} more" if len(faults) > 1 else ""
         raise UserError(
-            f"{path}: its tensors are not those of the {header.spec.model.name} in its header; train again\n  {error}"
+            f"{path}: its tensors are not those of the {header.spec.model.name} in its header ({faults[0][:300]}{more}); train again"
         ) from None
     model.network.eval()
     return model, header
@@ -62,15 +65,22 @@ def read_weights(path: Path) -> Any:
     try:
         if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()) is not None:
             raise ValueError(f"checksum of {damaged} does not match")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # It warns of the pickle protocol of files that it then refuses.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise UserError(f"{path}: may not be read by this user") from None
     except Exception as error:  # a damaged or hostile file makes the unpickler raise anything
-        reason = str(error).strip().splitlines() or [""]
         raise UserError(
-            f"{path}: is no file of tensors and plain values, or is damaged ({type(error).__name__}: {reason[0][:200]}); "
-            "nothing in it was executed"
+            f"{path}: is no file of tensors and plain values, or is damaged ({_reason(error)}); nothing in it was executed"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """The sentence that says what is wrong; PyTorch wraps it into advice to open the file unsafely."""
+    text = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+    return text.partition("\n")[0].partition(". ")[0][:200] or type(error).__name__
 
 
 def require_state(value: Any, path: Path) -> dict[str, Tensor]:

@@ -37,8 +37,9 @@ def refuse(subject: str, mistakes: Sequence[Mistake]) -> None:
     if not mistakes:
         return
     lines = list(dict.fromkeys(mistake.line() for mistake in mistakes))
-    count = "1 mistake" if len(lines) == 1 else f"{len(lines)} mistakes"
-    raise UserError(f"{subject}: {count}\n  " + "\n  ".join(lines))
+    if len(lines) == 1:
+        raise UserError(lines[0] if lines[0].startswith(subject) else f"{subject}: {lines[0]}")
+    raise UserError(f"{subject}: {len(lines)} mistakes\n  " + "\n  ".join(lines))
 
 
 def unknown_key(root: type[Section], section: type[Section], origin: str, prefix: str, name: str) -> Mistake:
