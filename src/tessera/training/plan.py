@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tessera.data.datamodule import train_loader
+from tessera.data.datamodule import eval_loader, train_loader
 from tessera.files import UserError, digest_file
 from tessera.spec.lineage import differences, lineage, resume_digest
 from tessera.spec.schema import Spec
@@ -52,6 +52,9 @@ class Plan:
                 raise UserError(
                     f"{key} needs validation, but the dataset {dataset.name!r} has no dataset.val.annotations"
                 )
+        if validates:
+            # The faults of its annotations are told now, not after the first epochs.
+            eval_loader(spec, catalog, "val", limit=1)
         path = checkpoints / experiment / resume_digest(spec)
         return cls(
             Folder(path, spec.model.name, steps, train.keep_checkpoints), steps, steps * train.num_epochs, validates
