@@ -7,6 +7,8 @@ SHELL := bash
 PYTHON ?= 3.11
 CORES ?= $(shell nproc)
 PYTEST ?=
+# Test processes; each runs its networks on one thread.
+TESTERS ?= 2
 
 UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 BIN := .venv/bin
@@ -26,7 +28,7 @@ demo: .venv/.run
 	@echo "Pictures: $(DEMO)/inference/    Training curve: $(DEMO)/metrics.csv    All numbers: results/tables/demo.csv"
 
 test: .venv/.dev
-	pytest $(PYTEST)
+	pytest --numprocesses $(TESTERS) --dist loadfile $(PYTEST)
 
 lint: .venv/.dev
 	ruff check .
