@@ -23,7 +23,7 @@ MODEL = {
         "drop_path_rate": 0.0,
     },
     "pixel_decoder": {"hidden_dim": 64, "nheads": 2, "layers": 1, "dim_feedforward": 32},
-    "decoder": {"num_object_queries": 6, "nheads": 2, "layers": 3, "dim_feedforward": 32},
+    "decoder": {"num_object_queries": 6, "nheads": 2, "layers": 1, "dim_feedforward": 32},
 }
 
 

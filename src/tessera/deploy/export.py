@@ -17,6 +17,7 @@ from typing import Any
 
 import onnx
 import torch
+from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 from torch import Tensor, nn
 
 from tessera.deploy.graph import INPUT, read_header, write_graph
@@ -94,8 +95,12 @@ def to_onnx(network: Network, settings: ExportSpec) -> onnx.ModelProto:
             output_names=list(network.output_names),
             dynamic_shapes={"images": free} if free else None,
             verbose=False,
+            optimize=False,
         )
         assert program is not None
+        # More than half of the raw nodes are repeated constants, and the optimiser's time grows with them.
+        CommonSubexpressionEliminationPass()(program.model)
+        program.optimize()
         graph: onnx.ModelProto = program.model_proto
     _clean(graph, settings)
     return graph
