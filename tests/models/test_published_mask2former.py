@@ -161,18 +161,16 @@ def test_same_losses(monkeypatch: pytest.MonkeyPatch):
 
 def test_same_matching(monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(2)
-    logits, masks = torch.randn(1, 2, 12, CLASSES + 1), torch.randn(1, 2, 12, 16, 24)
+    logits, masks = torch.randn(2, 12, CLASSES + 1), torch.randn(2, 12, 16, 24)
     targets = targets_of([4, 7], (64, 96))
     points = torch.rand(1, 112, 2)
     monkeypatch.setattr(torch, "rand", lambda *shape, **kw: points)
     costs = mask_costs.matching_costs(
-        logits, masks, [target.labels for target in targets], [target.masks for target in targets], SPEC.loss
+        [logits], [masks], [target.labels for target in targets], [target.masks for target in targets], SPEC.loss
     )
     (matches,) = mask_criterion.assign(costs)
     matcher = transformers.models.mask2former.modeling_mask2former.Mask2FormerHungarianMatcher(2.0, 5.0, 5.0, 112)
-    theirs = matcher(
-        masks[0], logits[0], [target.masks.float() for target in targets], [target.labels for target in targets]
-    )
+    theirs = matcher(masks, logits, [target.masks.float() for target in targets], [target.labels for target in targets])
     for (queries, found), (their_queries, their_found) in zip(matches, theirs, strict=True):
         assert set(zip(queries.tolist(), found.tolist(), strict=True)) == set(
             zip(their_queries.tolist(), their_found.tolist(), strict=True)

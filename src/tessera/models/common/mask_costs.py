@@ -13,29 +13,35 @@ from tessera.spec.schema import MaskLossSpec
 
 
 def matching_costs(
-    logits: Tensor, masks: Tensor, labels: Sequence[Tensor], targets: Sequence[Tensor], spec: MaskLossSpec
+    logits: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    labels: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    spec: MaskLossSpec,
 ) -> list[Tensor]:
     """One (L, Q, N) float32 cost per image for L layers and N targets.
 
-    logits (L, B, Q, C + 1); masks (L, B, Q, h, w) logits; labels (N,) and targets (N, H, W) bool per image. Predictions and
-    targets of an image are compared at the same random points, drawn once for all its layers.
+    logits (B, Q, C + 1) and masks (B, Q, h, w), logits too, per layer; labels (N,) and targets (N, H, W) bool per image. Predictions
+    and targets of an image are compared at the same random points, drawn once for all its layers.
     """
-    return [
-        _image_cost(logits[:, image], masks[:, image], labels[image], targets[image], spec)
-        for image in range(logits.shape[1])
-    ]
-
-
-def _image_cost(logits: Tensor, masks: Tensor, labels: Tensor, targets: Tensor, spec: MaskLossSpec) -> Tensor:
-    layers, queries = logits.shape[:2]
-    points = torch.rand(1, spec.train_num_points, 2, device=masks.device)
-    if not len(labels):
-        return logits.new_zeros((layers, queries, 0), dtype=torch.float32)
-    predicted = sample_logits(masks.flatten(0, 1).unsqueeze(0).float(), points).squeeze(0)  # L*Q, P
-    every = torch.arange(len(targets), device=targets.device)
-    wanted = sample_masks(targets, every, points.expand(len(targets), -1, -1))  # N, P
-    cost = spec.mask_weight * cross_entropy_cost(predicted, wanted) + spec.dice_weight * dice_cost(predicted, wanted)
-    return cost.view(layers, queries, -1) - spec.class_weight * logits.float().softmax(-1)[..., labels]
+    costs = []
+    for image, (image_labels, image_targets) in enumerate(zip(labels, targets, strict=True)):
+        points = torch.rand(1, spec.train_num_points, 2, device=masks[0].device)
+        classes = torch.stack([layer[image] for layer in logits]).float()
+        if not len(image_labels):
+            costs.append(classes.new_zeros((*classes.shape[:2], 0)))
+            continue
+        # Layer by layer, because a float copy of all layers' masks can be gigabytes.
+        sampled = [sample_logits(layer[image : image + 1].float(), points) for layer in masks]
+        predicted = torch.cat(sampled).flatten(0, 1)  # L*Q, P
+        every = torch.arange(len(image_targets), device=image_targets.device)
+        wanted = sample_masks(image_targets, every, points.expand(len(image_targets), -1, -1))  # N, P
+        cost = spec.mask_weight * cross_entropy_cost(predicted, wanted) + spec.dice_weight * dice_cost(
+            predicted, wanted
+        )
+        cost = cost.view(*classes.shape[:2], -1) - spec.class_weight * classes.softmax(-1)[..., image_labels]
+        costs.append(cost)
+    return costs
 
 
 def cross_entropy_cost(predicted: Tensor, wanted: Tensor) -> Tensor:

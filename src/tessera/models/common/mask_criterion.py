@@ -34,14 +34,15 @@ class MaskCriterion(nn.Module):
 
     def forward(self, outputs: dict[str, Any], targets: list[Target]) -> dict[str, Tensor]:
         layers = [outputs, *outputs.get("aux", [])]
-        logits = torch.stack([layer["pred_logits"] for layer in layers]).float()
-        masks = torch.stack([layer["pred_masks"] for layer in layers])
-        labels = [target.labels[~target.iscrowd].to(logits.device) for target in targets]
-        wanted = [target.masks[~target.iscrowd].to(logits.device) for target in targets]
+        logits = [layer["pred_logits"] for layer in layers]
+        masks = [layer["pred_masks"] for layer in layers]
+        device = masks[0].device
+        labels = [target.labels[~target.iscrowd].to(device) for target in targets]
+        wanted = [target.masks[~target.iscrowd].to(device) for target in targets]
         with torch.no_grad():
             matches = assign(matching_costs(logits, masks, labels, wanted, self.spec))
         by_kind = {
-            "loss_class": self.spec.class_weight * self._class_losses(logits, labels, matches),
+            "loss_class": self.spec.class_weight * self._class_losses(torch.stack(logits).float(), labels, matches),
             **self._mask_losses(masks, wanted, matches),
         }
         suffixes = ["", *(f"_{index}" for index in range(len(layers) - 1))]
@@ -59,19 +60,20 @@ class MaskCriterion(nn.Module):
         each = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), weights, reduction="none")
         return each.view(len(logits), -1).sum(1) / weights[wanted].flatten(1).sum(1)
 
-    def _mask_losses(self, masks: Tensor, wanted: list[Tensor], matches: Matches) -> dict[str, Tensor]:
+    def _mask_losses(self, masks: list[Tensor], wanted: list[Tensor], matches: Matches) -> dict[str, Tensor]:
         """(L,) each: sums over matched pairs divided by the mean number of targets per process."""
         layers = len(masks)
-        predicted, index = [], []
         starts = torch.tensor([0, *(len(image) for image in wanted)]).cumsum(0).tolist()
-        for layer, images in enumerate(matches):
-            for image, (queries, found) in enumerate(images):
-                predicted.append(masks[layer, image, queries])
-                index.append(found + starts[image])
+        predicted, index = [], []
+        for layer, images in zip(masks, matches, strict=True):
+            # One indexing per layer: the gradient of each is as large as the whole layer.
+            image = torch.cat([torch.full_like(queries, place) for place, (queries, _) in enumerate(images)])
+            predicted.append(layer[image, torch.cat([queries for queries, _ in images])])
+            index += [found + start for (_, found), start in zip(images, starts[:-1], strict=True)]
         chosen = torch.cat(predicted).float()  # L*M, h, w
-        count = _mean_over_processes(torch.tensor(float(starts[-1]), device=masks.device)).clamp(min=1)
+        count = _mean_over_processes(torch.tensor(float(starts[-1]), device=chosen.device)).clamp(min=1)
         if not len(chosen):
-            nothing = chosen.sum() + masks.sum() * 0
+            nothing = chosen.sum()
             return {"loss_mask": nothing.expand(layers), "loss_dice": nothing.expand(layers)}
         points = uncertain_points(
             chosen, self.spec.train_num_points, self.spec.oversample_ratio, self.spec.importance_sample_ratio
