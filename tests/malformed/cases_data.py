@@ -1,0 +1,529 @@
+"""Annotations, masks, images, label maps and folders to infer on."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from tests.malformed.project import (
+    EXPERIMENT,
+    FOLDER,
+    PAIRS,
+    Break,
+    Case,
+    cut,
+    edit,
+    folder,
+    merged,
+    picture,
+    put,
+    remove,
+    text,
+)
+
+CHECK = "check demo --out check.json"
+CHECK_OBJECTS = "check objects --out check.json"
+CHECK_PAIRS = "check pairs --out check.json"
+TRAIN = f"train {EXPERIMENT}"
+EVALUATE = f"evaluate {EXPERIMENT}"
+INFER = f"infer {EXPERIMENT} inference.images="
+
+PANOPTIC = "data/demo/panoptic_train.json"
+OBJECTS = "data/demo/instances_train.json"
+LINES = "data/demo/train.jsonl"
+LABELS = "data/demo/label_map.json"
+IMAGE = "data/demo/images/train/train_00001.png"
+TESTED = "data/demo/images/test/test_00001.png"
+MASK = "data/demo/masks/train/train_00001.png"
+SEGMENTS = "data/demo/panoptic/train/train_00001.png"
+
+
+def line(number: int, value: Any) -> Break:
+    """That line of the JSONL, counted from 1."""
+
+    def apply(project: Path) -> None:
+        path = project / LINES
+        lines = path.read_text().splitlines()
+        lines[number - 1] = value if isinstance(value, str) else json.dumps(value)
+        path.write_text("\n".join(lines) + "\n")
+
+    return apply
+
+
+def bomb(name: str) -> Break:
+    """A PNG of a few bytes that says it has 50 000 x 50 000 pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    size = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
+    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size)
+    return text(name, head + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b""))
+
+
+ANNOTATIONS = [
+    Case("panoptic-cut-off", CHECK, PANOPTIC, ("not valid JSON", "cut off"), (cut(PANOPTIC),)),
+    Case("panoptic-missing", CHECK, PANOPTIC, ("no such file",), (remove(PANOPTIC),)),
+    Case("panoptic-empty-file", CHECK, PANOPTIC, ("not valid JSON",), (text(PANOPTIC, ""),)),
+    Case("panoptic-folder", CHECK, PANOPTIC, ("is a folder",), (folder(PANOPTIC),)),
+    Case("panoptic-nested-without-end", CHECK, PANOPTIC, ("nested too deeply",), (text(PANOPTIC, "[" * 200_000),)),
+    Case("panoptic-number-without-end", CHECK, PANOPTIC, ("not valid JSON",), (text(PANOPTIC, "9" * 5000),)),
+    Case("panoptic-not-a-mapping", CHECK, PANOPTIC, ("no list `images`",), (edit(PANOPTIC, lambda value: [value]),)),
+    Case(
+        "panoptic-without-images",
+        CHECK,
+        PANOPTIC,
+        ("no list `images`", "expected a COCO file"),
+        (edit(PANOPTIC, lambda value: value.pop("images") and None),),
+    ),
+    Case(
+        "panoptic-repeated-image-id",
+        CHECK,
+        "dataset demo",
+        ("train: image id 7 occurs 3 times", "expected once"),
+        (
+            edit(
+                PANOPTIC,
+                lambda value: {
+                    **value,
+                    "images": [{**image, "id": 7} for image in value["images"]],
+                    "annotations": [{**value["annotations"][0], "image_id": 7}],
+                },
+            ),
+        ),
+    ),
+    Case(
+        "panoptic-image-id-of-text",
+        CHECK,
+        "dataset demo",
+        ("images, entry 2: id is 'two'", "expected a whole number"),
+        (edit(PANOPTIC, put("images.1.id", "two")),),
+        lines=3,
+    ),
+    Case(
+        "panoptic-image-of-no-height",
+        CHECK,
+        "dataset demo",
+        ("images, entry 1 (train_00000.png)", "height is 0", "expected pixels above 0"),
+        (edit(PANOPTIC, put("images.0.height", 0)),),
+        lines=3,
+    ),
+    Case(
+        "panoptic-segment-id-0",
+        CHECK,
+        "train_00001.png: a segment has id 0",
+        ("above 0 (0 is void)",),
+        (edit(PANOPTIC, put("annotations.1.segments_info.0.id", 0)),),
+    ),
+    Case(
+        "panoptic-unknown-category",
+        CHECK,
+        "category_id 77 in 1 record(s)",
+        ("not among the 7 classes", "add the class or correct"),
+        (edit(PANOPTIC, put("annotations.1.segments_info.0.category_id", 77)),),
+    ),
+    Case(
+        "panoptic-category-that-is-a-list",
+        CHECK,
+        "category_id '[1]' in 1 record(s)",
+        ("expected a whole number above 0",),
+        (edit(PANOPTIC, put("annotations.1.segments_info.0.category_id", [1])),),
+    ),
+    Case(
+        "panoptic-segments-of-text",
+        CHECK,
+        "train_00001.png: segments_info is str",
+        ("expected a list",),
+        (edit(PANOPTIC, put("annotations.1.segments_info", "none")),),
+    ),
+    Case(
+        "panoptic-annotation-without-image",
+        CHECK,
+        "dataset demo",
+        ("1 annotation(s) belong to images that are not listed", "image_id 999"),
+        (edit(PANOPTIC, put("annotations.1.image_id", 999)),),
+    ),
+    Case(
+        "panoptic-hostile-image-name",
+        CHECK,
+        "dataset demo",
+        ("images, entry 2: file_name is '../../../../etc/passwd'", "without '..'"),
+        (edit(PANOPTIC, put("images.1.file_name", "../../../../etc/passwd")),),
+        lines=3,
+    ),
+    Case(
+        "panoptic-absolute-image-name",
+        CHECK,
+        "dataset demo",
+        ("images, entry 2: file_name is '/etc/passwd'", "relative to its folder"),
+        (edit(PANOPTIC, put("images.1.file_name", "/etc/passwd")),),
+        lines=3,
+    ),
+    Case(
+        "panoptic-hostile-png-name",
+        CHECK,
+        "train_00001.png: file_name of its annotation is '..\\\\evil.png'",
+        ("relative to its folder",),
+        (edit(PANOPTIC, put("annotations.1.file_name", "..\\evil.png")),),
+    ),
+    Case(
+        "panoptic-holds-instances",
+        CHECK,
+        PANOPTIC,
+        ("no `segments_info`", "Set dataset.type to coco"),
+        (lambda project: (project / PANOPTIC).write_bytes((project / OBJECTS).read_bytes()),),
+    ),
+    Case(
+        "panoptic-image-size-differs",
+        CHECK,
+        "train_00001.png: the image is 64x64",
+        ("annotated as 64x32",),
+        (edit(PANOPTIC, put("images.1.height", 32)),),
+    ),
+    Case("objects-missing", CHECK_OBJECTS, OBJECTS, ("no such file",), (remove(OBJECTS),)),
+    Case("objects-whole-dataset-missing", CHECK_OBJECTS, LABELS, ("no such file",), (remove("data/demo"),)),
+    Case(
+        "objects-holds-panoptic",
+        CHECK_OBJECTS,
+        OBJECTS,
+        ("`segments_info`", "dataset.type is coco"),
+        (lambda project: (project / OBJECTS).write_bytes((project / PANOPTIC).read_bytes()),),
+    ),
+    Case(
+        "objects-id-0",
+        CHECK_OBJECTS,
+        "1 annotation(s) have an id that is not a whole number above 0",
+        ("the first: 0",),
+        (edit(OBJECTS, put("annotations.0.id", 0)),),
+    ),
+    Case(
+        "objects-repeated-id",
+        CHECK_OBJECTS,
+        "annotation id 2 occurs 2 times",
+        ("expected once",),
+        (edit(OBJECTS, put("annotations.0.id", 2)),),
+    ),
+    Case(
+        "objects-category-that-is-a-list",
+        CHECK_OBJECTS,
+        "category_id '[1]' in 1 record(s)",
+        ("expected a whole number above 0",),
+        (edit(OBJECTS, put("annotations.0.category_id", [1])),),
+    ),
+    Case(
+        "objects-rle-of-another-size",
+        CHECK_OBJECTS,
+        "train_00000.png, annotation 1",
+        ("[height, width] [32, 64]", "the image has [64, 64]"),
+        (edit(OBJECTS, put("annotations.0.segmentation.size", [32, 64])),),
+    ),
+    Case(
+        "objects-rle-cut-off",
+        CHECK_OBJECTS,
+        "train_00000.png, annotation 1",
+        ("run lengths",),
+        (edit(OBJECTS, lambda value: _cut_counts(value)),),
+    ),
+    Case(
+        "objects-rle-of-plain-counts-that-is-short",
+        CHECK_OBJECTS,
+        "train_00000.png, annotation 1",
+        ("cover 17 pixels, the image has 4096",),
+        (edit(OBJECTS, put("annotations.0.segmentation.counts", [12, 5])),),
+    ),
+    Case(
+        "objects-polygon-of-odd-length",
+        CHECK_OBJECTS,
+        "train_00000.png, annotation 1",
+        ("a polygon is not a list of x, y pairs",),
+        (edit(OBJECTS, put("annotations.0.segmentation", [[1, 2, 3, 4, 5, 6, 7]])),),
+    ),
+    Case(
+        "objects-polygon-far-outside",
+        CHECK_OBJECTS,
+        "train_00000.png, annotation 1",
+        ("a polygon", "the image is 64x64"),
+        (edit(OBJECTS, put("annotations.0.segmentation", [[0, 0, 1e12, 0, 1e12, 1e12]])),),
+    ),
+    Case(
+        "objects-mask-of-text",
+        CHECK_OBJECTS,
+        "train_00000.png, annotation 1",
+        ("segmentation is str", "expected polygons or run lengths"),
+        (edit(OBJECTS, put("annotations.0.segmentation", "mask")),),
+    ),
+    Case(
+        "objects-box-of-two-numbers",
+        CHECK_OBJECTS,
+        "train_00000.png, annotation 1",
+        ("bbox is [1, 2]", "expected [x, y, width, height]"),
+        (edit(OBJECTS, put("annotations.0.bbox", [1, 2])),),
+    ),
+    Case("pairs-missing", CHECK_PAIRS, LINES, ("no such file", "`img` and `segm`"), (remove(LINES),)),
+    Case("pairs-empty", CHECK_PAIRS, LINES, ("lists no usable image",), (text(LINES, ""),)),
+    Case("pairs-not-text", CHECK_PAIRS, LINES, ("is not a text file",), (text(LINES, b"\x89PNG\xff\xfe"),)),
+    Case(
+        "pairs-line-cut-off",
+        CHECK_PAIRS,
+        "train: line 2: is not JSON",
+        ("expected {",),
+        (line(2, '{"img": "images/tr'),),
+    ),
+    Case(
+        "pairs-line-nested-without-end",
+        CHECK_PAIRS,
+        "train: line 2: is not JSON",
+        ("nested",),
+        (line(2, "[" * 200_000),),
+    ),
+    Case(
+        "pairs-line-without-mask",
+        CHECK_PAIRS,
+        "train: line 2: expected an object with the keys `img` and `segm`",
+        (),
+        (line(2, {"img": "images/train/train_00001.png"}),),
+    ),
+    Case(
+        "pairs-hostile-name",
+        CHECK_PAIRS,
+        "train: line 2: segm is '../../secret.png'",
+        ("without '..'",),
+        (line(2, {"img": "images/train/train_00001.png", "segm": "../../secret.png"}),),
+    ),
+    Case(
+        "pairs-name-that-is-a-number",
+        CHECK_PAIRS,
+        "train: line 2: img is 7",
+        ("expected a file name",),
+        (line(2, {"img": 7, "segm": "masks/train/train_00001.png"}),),
+    ),
+    Case(
+        "pairs-repeated-image",
+        CHECK_PAIRS,
+        "img 'images/train/train_00000.png' occurs 2 times",
+        ("expected once",),
+        (line(2, {"img": "images/train/train_00000.png", "segm": "masks/train/train_00000.png"}),),
+    ),
+    Case("train-with-annotations-cut-off", TRAIN, PANOPTIC, ("not valid JSON",), (cut(PANOPTIC),)),
+    Case(
+        "train-with-unknown-category",
+        TRAIN,
+        PANOPTIC,
+        ("category_id 77",),
+        (edit(PANOPTIC, put("annotations.1.segments_info.0.category_id", 77)),),
+    ),
+    Case(
+        "train-with-fewer-images-than-a-step-takes",
+        f"{TRAIN} dataset.train.batch_size=64",
+        "dataset.train",
+        ("3 image(s)", "lower dataset.train.batch_size"),
+    ),
+    Case("train-without-data", TRAIN, LABELS, ("no such file",), (remove("data"),)),
+    Case(
+        "train-with-validation-annotations-cut-off",
+        TRAIN,
+        "data/demo/panoptic_val.json",
+        ("not valid JSON",),
+        (cut("data/demo/panoptic_val.json"),),
+    ),
+]
+
+
+def _cut_counts(value: Any) -> None:
+    counts = value["annotations"][0]["segmentation"]["counts"]
+    value["annotations"][0]["segmentation"]["counts"] = counts[: len(counts) // 2]
+
+
+MASKS = [
+    Case("mask-missing", CHECK_PAIRS, MASK, ("no such file", "expected an image"), (remove(MASK),)),
+    Case("mask-cut-off", CHECK_PAIRS, MASK, ("cannot be decoded", "cut off"), (cut(MASK, 0.7),)),
+    Case(
+        "mask-of-another-size",
+        CHECK_PAIRS,
+        MASK,
+        ("the mask is 48x64", "is 64x64"),
+        (picture(MASK, np.ones((64, 48), np.uint8)),),
+    ),
+    Case(
+        "mask-of-colours",
+        CHECK_PAIRS,
+        MASK,
+        ("pixel format RGB", "expected one channel"),
+        (picture(MASK, np.ones((64, 64, 3), np.uint8)),),
+    ),
+    Case(
+        "mask-of-fractions",
+        CHECK_PAIRS,
+        MASK,
+        ("pixel format F", "expected one channel"),
+        (picture(MASK, np.ones((64, 64), np.float32), "TIFF"),),
+    ),
+    Case(
+        "mask-of-negative-numbers",
+        CHECK_PAIRS,
+        MASK,
+        ("values -1..-1", "expected class ids 0..65535"),
+        (picture(MASK, np.full((64, 64), -1, np.int32), "TIFF"),),
+    ),
+    Case(
+        "mask-of-unknown-ids",
+        CHECK_PAIRS,
+        MASK,
+        ("value(s) 99 (4096 pixels)", "add the class or set dataset.ignore_id"),
+        (picture(MASK, np.full((64, 64), 99, np.uint8)),),
+    ),
+    Case("mask-is-a-folder", CHECK_PAIRS, MASK, ("is not a readable image",), (folder(MASK),)),
+    Case("segments-missing", CHECK, SEGMENTS, ("no such file",), (remove(SEGMENTS),)),
+    Case("segments-cut-off", CHECK, SEGMENTS, ("cannot be decoded",), (cut(SEGMENTS, 0.7),)),
+    Case(
+        "segments-of-another-size",
+        CHECK,
+        SEGMENTS,
+        ("is 64x32", "its image train_00001.png is 64x64"),
+        (picture(SEGMENTS, np.zeros((32, 64, 3), np.uint8)),),
+    ),
+    Case(
+        "segments-in-gray",
+        CHECK,
+        SEGMENTS,
+        ("pixel format L", "expected RGB"),
+        (picture(SEGMENTS, np.zeros((64, 64), np.uint8)),),
+    ),
+    Case(
+        "segments-cut-off-in-evaluation",
+        EVALUATE,
+        "data/demo/panoptic/test/test_00001.png",
+        ("cannot be decoded",),
+        (cut("data/demo/panoptic/test/test_00001.png", 0.7),),
+    ),
+]
+
+IMAGES = [
+    Case("image-missing", CHECK, IMAGE, ("no such file",), (remove(IMAGE),)),
+    Case("image-cut-off", CHECK, IMAGE, ("cannot be decoded", "cut off"), (cut(IMAGE, 0.7),)),
+    Case("image-of-text", CHECK, IMAGE, ("is not a readable image",), (text(IMAGE, "a picture of a cat\n"),)),
+    Case("image-of-no-bytes", CHECK, IMAGE, ("is not a readable image",), (text(IMAGE, ""),)),
+    Case("image-is-a-folder", CHECK, IMAGE, ("is not a readable image",), (folder(IMAGE),)),
+    Case("image-of-billions-of-pixels", CHECK, IMAGE, ("is not a readable image", "pixels"), (bomb(IMAGE),)),
+    Case(
+        "image-of-fractions",
+        CHECK,
+        IMAGE,
+        ("floating-point pixels", "expected 8 or 16 bits"),
+        (picture(IMAGE, np.ones((64, 64), np.float32), "TIFF"),),
+    ),
+    Case("image-missing-in-evaluation", EVALUATE, TESTED, ("no such file",), (remove(TESTED),)),
+    Case("image-cut-off-in-evaluation", EVALUATE, TESTED, ("cannot be decoded",), (cut(TESTED, 0.7),)),
+    Case(
+        "image-cut-off-in-a-loader-process",
+        f"{EVALUATE} dataset.test.num_workers=1",
+        TESTED,
+        ("cannot be decoded",),
+        (cut(TESTED, 0.7),),
+    ),
+    Case(
+        "image-cut-off-in-parity",
+        f"parity {EXPERIMENT} dataset.test.num_workers=1",
+        TESTED,
+        ("cannot be decoded",),
+        (cut(TESTED, 0.7),),
+    ),
+    Case("image-of-the-split-cut-off-in-inference", f"infer {EXPERIMENT}", TESTED, ("cut off",), (cut(TESTED, 0.7),)),
+]
+
+LABEL_MAPS = [
+    Case("labels-missing", CHECK, LABELS, ("no such file",), (remove(LABELS),)),
+    Case("labels-cut-off", TRAIN, LABELS, ("not valid JSON",), (cut(LABELS),)),
+    Case(
+        "labels-not-a-list",
+        CHECK,
+        LABELS,
+        ("expected a non-empty list of classes", "found dict"),
+        (text(LABELS, "{}"),),
+    ),
+    Case("labels-empty", TRAIN, LABELS, ("found an empty list",), (text(LABELS, "[]"),)),
+    Case(
+        "labels-repeated-id",
+        CHECK,
+        LABELS,
+        ("entry 2: id 1 is that of entry 1 already",),
+        (edit(LABELS, put("1.id", 1)),),
+    ),
+    Case("labels-id-0", CHECK, LABELS, ("entry 1: id is 0", "above 0"), (edit(LABELS, put("0.id", 0)),)),
+    Case(
+        "labels-colour-out-of-range",
+        CHECK,
+        LABELS,
+        ("entry 1: color is [300, 0, 0]", "each 0..255"),
+        (edit(LABELS, put("0.color", [300, 0, 0])),),
+    ),
+    Case(
+        "labels-without-name",
+        CHECK,
+        LABELS,
+        ("entry 3: name is None", "expected text"),
+        (edit(LABELS, lambda value: value[2].pop("name") and None),),
+    ),
+    Case(
+        "labels-isthing-of-text",
+        CHECK,
+        LABELS,
+        ("entry 1: isthing is 'yes'", "0 (stuff) or 1 (thing)"),
+        (edit(LABELS, put("0.isthing", "yes")),),
+    ),
+    Case(
+        "labels-other-number-of-classes",
+        CHECK_PAIRS,
+        LABELS,
+        ("names 7 classes, but dataset.num_classes is 5", "Set num_classes to 7"),
+        (
+            text(
+                "config/datasets/pairs.yaml",
+                yaml.safe_dump(merged(PAIRS, {"dataset": {"num_classes": 5}})),
+            ),
+        ),
+    ),
+]
+
+FOLDERS = [
+    Case("inference-folder-missing", f"{INFER}photos", "data/photos", ("no such file or folder",)),
+    Case(
+        "inference-folder-empty", f"{INFER}photos", "data/photos", ("holds no image", "png"), (folder("data/photos"),)
+    ),
+    Case(
+        "inference-folder-of-text",
+        f"{INFER}photos",
+        "data/photos",
+        ("holds no image",),
+        (text("data/photos/readme.txt", "nothing here"),),
+    ),
+    Case(
+        "inference-file-of-text",
+        f"{INFER}readme.txt",
+        "data/readme.txt",
+        ("is not a readable image",),
+        (text("data/readme.txt", "nothing here"),),
+    ),
+    Case(
+        "inference-second-image-cut-off",
+        f"{INFER}demo/images/test --runtime onnx",
+        TESTED,
+        ("cannot be decoded",),
+        (cut(TESTED, 0.7),),
+    ),
+    Case(
+        "inference-over-an-older-result",
+        f"{INFER}demo/images/test",
+        TESTED,
+        ("cannot be decoded",),
+        (text(f"{FOLDER}/inference/index.json", "{}"), cut(TESTED, 0.7)),
+    ),
+]
+
+CASES = [*ANNOTATIONS, *MASKS, *IMAGES, *LABEL_MAPS, *FOLDERS]

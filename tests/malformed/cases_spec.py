@@ -1,0 +1,293 @@
+"""Specs, the grid and the command line itself."""
+
+from __future__ import annotations
+
+import yaml
+
+from tests.malformed.project import (
+    ALIEN,
+    EXPERIMENT,
+    GRID,
+    PAIRS,
+    RECIPE,
+    Case,
+    cut,
+    folder,
+    merged,
+    recipe,
+    remove,
+    text,
+)
+
+SPEC = f"spec {EXPERIMENT}"
+TRAIN = f"train {EXPERIMENT}"
+
+
+def grid(**keys: object) -> str:
+    return yaml.safe_dump({**GRID, **keys})
+
+
+CASES = [
+    Case(
+        "spec-unknown-key",
+        SPEC,
+        EXPERIMENT,
+        (RECIPE, "train.num_epoch: unknown key", "did you mean train.num_epochs"),
+        (recipe({"train": {"num_epoch": 3}}),),
+    ),
+    Case(
+        "spec-key-of-another-section",
+        SPEC,
+        EXPERIMENT,
+        (RECIPE, "train.lr: unknown key", "train.optim.lr"),
+        (recipe({"train": {"lr": 0.1}}),),
+    ),
+    Case(
+        "spec-wrong-type",
+        TRAIN,
+        EXPERIMENT,
+        (RECIPE, "train.num_epochs", "expected a whole number", "'many'"),
+        (recipe({"train": {"num_epochs": "many"}}),),
+    ),
+    Case(
+        "spec-value-in-place-of-section",
+        SPEC,
+        EXPERIMENT,
+        (RECIPE, "train.optim", "expected a section", "found 3"),
+        (recipe({"train": {"optim": 3}}),),
+    ),
+    Case(
+        "spec-out-of-range",
+        SPEC,
+        EXPERIMENT,
+        (RECIPE, "train.optim.lr", "above 0", "found -1"),
+        (recipe({"train": {"optim": {"lr": -1.0}}}),),
+    ),
+    Case(
+        "spec-not-a-number",
+        SPEC,
+        EXPERIMENT,
+        (RECIPE, "train.optim.lr", "nan"),
+        (recipe({"train": {"optim": {"lr": float("nan")}}}),),
+    ),
+    Case(
+        "spec-unknown-choice",
+        SPEC,
+        EXPERIMENT,
+        (RECIPE, "train.optim.type", "AdamW", "found the text 'Adam'"),
+        (recipe({"train": {"optim": {"type": "Adam"}}}),),
+    ),
+    Case(
+        "spec-exponent-without-dot",
+        SPEC,
+        EXPERIMENT,
+        (RECIPE, "line 1", "train.optim.lr", "write 2.0e-4"),
+        (text(RECIPE, "train: {optim: {lr: 2e-4}}\n"),),
+    ),
+    Case(
+        "spec-yes-for-text",
+        SPEC,
+        EXPERIMENT,
+        (RECIPE, "train.optim.type", "AdamW, SGD", "found true"),
+        (text(RECIPE, "train: {optim: {type: yes}}\n"),),
+    ),
+    Case(
+        "spec-yaml-syntax",
+        SPEC,
+        f"{RECIPE}, line 3",
+        ("not valid YAML",),
+        (text(RECIPE, "train:\n  optim: {lr: 0.1\n"),),
+    ),
+    Case(
+        "spec-yaml-tab",
+        SPEC,
+        f"{RECIPE}, line 2",
+        ("not valid YAML", "spaces, not tabs"),
+        (text(RECIPE, "train:\n\tnum_epochs: 3\n"),),
+    ),
+    Case(
+        "spec-duplicated-key",
+        SPEC,
+        f"{RECIPE}, line 3",
+        ("'train' stands twice", "first in line 1", "keep one"),
+        (text(RECIPE, "train:\n  num_epochs: 3\ntrain:\n  num_epochs: 4\n"),),
+    ),
+    Case(
+        "spec-yaml-that-runs-code",
+        SPEC,
+        f"{RECIPE}, line 1",
+        ("not valid YAML",),
+        (text(RECIPE, f"train: !!python/object/apply:os.system ['touch {ALIEN}']\n"),),
+    ),
+    Case("spec-list-in-place-of-mapping", SPEC, RECIPE, ("expected a mapping",), (text(RECIPE, "- train\n- model\n"),)),
+    Case(
+        "spec-refers-to-itself",
+        SPEC,
+        RECIPE,
+        ("refers to itself",),
+        (text(RECIPE, "train: &train\n  optim: *train\n"),),
+    ),
+    Case("spec-nested-without-end", SPEC, RECIPE, ("YAML",), (text(RECIPE, "train: " + "[" * 5000),)),
+    Case(
+        "spec-not-utf8",
+        SPEC,
+        RECIPE,
+        ("not UTF-8", "byte 8", "expected a YAML file"),
+        (text(RECIPE, b"train: {\xff: 1}\n"),),
+    ),
+    Case("spec-folder-in-place-of-file", SPEC, RECIPE, ("is a folder", "expected a YAML file"), (folder(RECIPE),)),
+    Case(
+        "spec-cut-off",
+        SPEC,
+        RECIPE,
+        ("not valid YAML",),
+        (text(RECIPE, "train: {optim: {lr: 0.1, momentum: 0.9}, num_epochs: 4}"), cut(RECIPE)),
+    ),
+    Case(
+        "spec-key-owned-by-the-dataset",
+        SPEC,
+        EXPERIMENT,
+        (RECIPE, "dataset.type", "only config/datasets/*.yaml may set it"),
+        (recipe({"dataset": {"type": "coco"}}),),
+    ),
+    Case(
+        "spec-seed-in-a-file",
+        SPEC,
+        EXPERIMENT,
+        (RECIPE, "seed", "list it under `seeds`"),
+        (recipe({"seed": 4}),),
+    ),
+    Case(
+        "spec-contradictory-keys",
+        SPEC,
+        EXPERIMENT,
+        (RECIPE, "model.decoder.nheads", "expected a divisor", "found 3"),
+        (recipe({"model": {"decoder": {"nheads": 3}}}),),
+    ),
+    Case(
+        "spec-two-mistakes-at-once",
+        SPEC,
+        f"{EXPERIMENT}: 2 mistakes",
+        ("train.num_epochs", "input_width is 100", "multiple of 32"),
+        (recipe({"train": {"num_epochs": 0}, "export": {"input_width": 100}}),),
+        lines=3,
+    ),
+    Case(
+        "spec-mode-that-the-dataset-cannot-teach",
+        "spec mask2former_swin-pairs",
+        "mask2former_swin-pairs",
+        ("model.mode", "mask_pairs", "serve semantic", "found panoptic"),
+        (text("config/datasets/pairs.yaml", yaml.safe_dump({**PAIRS, "model": {"mode": "panoptic"}})),),
+    ),
+    Case(
+        "spec-dataset-path-out-of-the-root",
+        SPEC,
+        EXPERIMENT,
+        ("config/datasets/demo.yaml", "dataset.label_map", "without '..'", "../../secret.json"),
+        (text("config/datasets/demo.yaml", "dataset: {label_map: ../../secret.json}\n"),),
+    ),
+    Case(
+        "dataset-absolute-path",
+        "check pairs --out check.json",
+        "dataset pairs",
+        ("config/datasets/pairs.yaml", "train.annotations", "not absolute", "/etc/passwd"),
+        (
+            text(
+                "config/datasets/pairs.yaml",
+                yaml.safe_dump(merged(PAIRS, {"dataset": {"train": {"annotations": "/etc/passwd"}}})),
+            ),
+        ),
+    ),
+    Case(
+        "spec-unknown-experiment",
+        "spec mask2former_swim",
+        "no experiment 'mask2former_swim'",
+        ("did you mean", EXPERIMENT),
+    ),
+    Case("spec-hostile-experiment", "export ../../etc", "no experiment '../../etc'", ("config/config.yaml",)),
+    Case(
+        "override-without-value",
+        f"{TRAIN} train.num_epochs",
+        "override 'train.num_epochs'",
+        ("expected a.b=c, such as",),
+    ),
+    Case(
+        "override-unknown-key",
+        f"{TRAIN} trian.num_epochs=3",
+        EXPERIMENT,
+        ("override: trian: unknown key", "did you mean train"),
+    ),
+    Case(
+        "override-wrong-type",
+        f"{TRAIN} train.num_epochs=1.5",
+        EXPERIMENT,
+        ("override: train.num_epochs", "expected a whole number", "found 1.5"),
+    ),
+    Case("override-yaml-syntax", f"{TRAIN} train.freeze=[a", "override 'train.freeze=[a'", ("not valid YAML",)),
+    Case(
+        "override-owned-key",
+        f"{TRAIN} model.backbone.name=resnet18",
+        EXPERIMENT,
+        ("override: model.backbone.name", "only config/backbones/*.yaml may set it"),
+    ),
+    Case("grid-missing", SPEC, "config/config.yaml", ("no such file",), (remove("config/config.yaml"),)),
+    Case(
+        "grid-without-models",
+        SPEC,
+        "config/config.yaml",
+        ("models", "required"),
+        (text("config/config.yaml", "backbones: [swin]\ndatasets: [demo]\n"),),
+    ),
+    Case(
+        "grid-names-a-missing-part",
+        SPEC,
+        "config/config.yaml",
+        ("datasets", "no file config/datasets/demos.yaml", "did you mean"),
+        (text("config/config.yaml", grid(datasets=["demo", "demos"])),),
+    ),
+    Case(
+        "grid-hostile-part",
+        SPEC,
+        "config/config.yaml",
+        ("'../../evil' is no name of a part", "letters, digits and underscores"),
+        (text("config/config.yaml", grid(backbones=["swin", "../../evil"])),),
+    ),
+    Case(
+        "grid-experiment-file-without-experiment",
+        SPEC,
+        "config/config.yaml",
+        ("config/experiments/mask2former_swin_long.yaml", "the grid has no experiment"),
+        (text("config/experiments/mask2former_swin_long.yaml", "train: {num_epochs: 9}\n"),),
+    ),
+    Case(
+        "grid-table-of-unknown-experiment",
+        "compare demo",
+        "config/config.yaml",
+        ("tables.demo.experiments", "no experiment 'mask2former_vit'"),
+        (text("config/config.yaml", grid(tables={"demo": {"experiments": ["mask2former_vit"]}})),),
+    ),
+    Case("command-unknown", "trian mask2former_swin", "No such command 'trian'", code=2),
+    Case("command-without-experiment", "train", "'experiment'", ("Missing argument",), code=2),
+    Case("command-unknown-option", f"{TRAIN} --fast", "--fast", ("No such option",), code=2),
+    Case(
+        "command-unknown-runtime",
+        f"evaluate {EXPERIMENT} --runtime tflite",
+        "--runtime tflite",
+        ("torch, onnx, trt",),
+    ),
+    Case(
+        "command-unknown-precision",
+        f"precision {EXPERIMENT} --precision int4",
+        "--precision int4",
+        ("expected fp16",),
+    ),
+    Case(
+        "command-planned-with-another-spec",
+        f"{TRAIN} --expect 0123456789ab",
+        EXPERIMENT,
+        ("changed while the workflow was running", "planned 0123456789ab", "run snakemake again"),
+    ),
+    Case("command-unknown-stage", f"why {EXPERIMENT} trian", "trian: no such stage", ("train, export",)),
+    Case("command-unknown-dataset", "check demos --out check.json", "no dataset 'demos'", ("did you mean demo",)),
+    Case("command-dataset-without-generator", "demo pairs", "config/datasets/pairs.yaml", ("has no `generator`",)),
+]
