@@ -23,6 +23,8 @@ import yaml
 PROJECT = Path(__file__).parents[2]
 TARGETS = ["results/mask2former_swin/eval.json", "results/mask2former_swin/onnx_eval.json"]
 STEPS = 24
+ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+"""The commands of the environment that runs the test, whether it is activated or not."""
 
 TINY = {
     "model": {
@@ -64,7 +66,12 @@ def start(folder: Path, *targets: str) -> subprocess.Popen[bytes]:
     """Snakemake in a session of its own, so that a kill hits it alone."""
     with (folder / "snakemake.log").open("ab") as log:
         return subprocess.Popen(
-            ["snakemake", "--cores", "2", *targets], cwd=folder, stdout=log, stderr=log, start_new_session=True
+            ["snakemake", "--cores", "1", *targets],
+            cwd=folder,
+            env=ENVIRONMENT,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
 
 
@@ -99,7 +106,7 @@ def kill_during_training(folder: Path, step: int) -> None:
         os.kill(victim, signal.SIGKILL)
     process.wait()
     time.sleep(0.5)
-    subprocess.run(["snakemake", "--unlock"], cwd=folder, check=True, capture_output=True)
+    subprocess.run(["snakemake", "--unlock"], cwd=folder, env=ENVIRONMENT, check=True, capture_output=True)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
