@@ -40,14 +40,14 @@ def _attend(
     batch, _, heads, channels = value.shape
     queries = locations.shape[1]
     maps = value.permute(0, 2, 3, 1).reshape(batch * heads, channels, -1)
-    points = locations.transpose(1, 2).flatten(0, 1)  # B*M, Q, L, K, 2
-    shares = weights.transpose(1, 2).flatten(0, 1).unsqueeze(1)  # B*M, 1, Q, L, K
+    points = locations.transpose(1, 2).flatten(0, 1).unbind(2)  # per level B*M, Q, K, 2
+    shares = weights.transpose(1, 2).flatten(0, 1).unsqueeze(1).unbind(3)  # per level B*M, 1, Q, K
     total: Tensor | None = None
     start = 0
     for level, (height, width) in enumerate(shapes):
         stop = start + height * width
         level_map = maps[:, :, start:stop].reshape(batch * heads, channels, height, width)
-        part = (sample(level_map, points[:, :, level]) * shares[:, :, :, level]).sum(-1)
+        part = (sample(level_map, points[level]) * shares[level]).sum(-1)
         total = part if total is None else total + part
         start = stop
     assert total is not None
