@@ -95,7 +95,7 @@ def trainer(folder: Path) -> int:
 def kill_during_training(folder: Path, step: int) -> None:
     """-9 to the training and to Snakemake, as soon as the checkpoint of ``step`` exists."""
     process = start(folder, *TARGETS)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not list(folder.glob(f"checkpoints/*/*/*step_{step:05d}.pth")):
         assert process.poll() is None, (folder / "snakemake.log").read_text()[-4000:]
         assert time.monotonic() < deadline, f"step {step} never came"
