@@ -111,6 +111,20 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(root, work,
     toy.assert_same_results(root / "results/whole", toy.run(work))
 
 
+def test_outputs_that_are_not_finite_stop_with_the_images_named(work, monkeypatch):
+    original = MaskCriterion.forward
+
+    def poisoned(self, outputs, targets):
+        return original(self, outputs | {"pred_logits": outputs["pred_logits"] * float("nan")}, targets)
+
+    monkeypatch.setattr(MaskCriterion, "forward", poisoned)
+    with pytest.raises(
+        UserError, match=r"not finite.*at epoch 1, batch 1 of 4 \(step 1\), images train_\d+\.png, train_"
+    ):
+        toy.run(work)
+    assert not (work / "results").exists()
+
+
 def test_gradient_that_is_not_finite_stops(work, monkeypatch):
     class Poison(torch.autograd.Function):
         @staticmethod

@@ -73,10 +73,15 @@ class TrainModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.file_names = [meta.file_name for meta in batch.metas]
-        losses = self._losses(self.network(batch.images, batch.padding), batch.targets)
+        outputs = self.network(batch.images, batch.padding)
+        try:
+            losses = self._losses(outputs, batch.targets)
+        except FloatingPointError as error:
+            # Only this process knows; the launcher ends the others.
+            self._refuse_step(str(error), [self.file_names])
         self.losses = self._to_floats(losses)
         if not all(map(math.isfinite, self.losses.values())):
-            self._refuse_step("the loss is not finite")
+            self._refuse_step("the loss is not finite", self._all_file_names())
         return losses["loss"]
 
     def configure_gradient_clipping(
@@ -96,7 +101,7 @@ class TrainModule(LightningModule):
         self.losses["grad_norm"] = float(norm)
         if not math.isfinite(self.losses["grad_norm"]) and settings.precision != "fp16":
             # Under fp16 the loss scaler skips such a step and lowers its scale, which is its way of working.
-            self._refuse_step("the gradient is not finite")
+            self._refuse_step("the gradient is not finite", self._all_file_names())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The network's outputs, under the precision of the training."""
@@ -117,16 +122,20 @@ class TrainModule(LightningModule):
             values /= torch.distributed.get_world_size()
         return dict(zip(losses, values.tolist(), strict=True))
 
-    def _refuse_step(self, reason: str) -> NoReturn:
-        names = [self.file_names]
-        if torch.distributed.is_initialized():
-            names = [[] for _ in range(torch.distributed.get_world_size())]
-            torch.distributed.all_gather_object(names, self.file_names)
+    def _all_file_names(self) -> list[list[str]]:
+        """Of this step's batch on every process."""
+        if not torch.distributed.is_initialized():
+            return [self.file_names]
+        names: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather_object(names, self.file_names)
+        return names
+
+    def _refuse_step(self, reason: str, names: list[list[str]]) -> NoReturn:
         epoch, batch = divmod(self.step, self.schedule.steps_per_epoch)
         losses = ", ".join(f"{name} {value:.4g}" for name, value in self.losses.items())
         raise UserError(
             f"{reason} at epoch {epoch + 1}, batch {batch + 1} of {self.schedule.steps_per_epoch} (step {self.step + 1}), images "
-            f"{', '.join(name for some in names for name in some)}: {losses}. Training stopped and the last checkpoint is kept. "
+            f"{', '.join(name for some in names for name in some)}: {losses or 'no loss yet'}. Training stopped and the last checkpoint is kept. "
             f"Lower train.optim.lr (now {self.settings.optim.lr}), add train.optim.warmup_iters (now "
             f"{self.settings.optim.warmup_iters}), or look at these images"
             + ("; fp16 overflows easily, train.precision=bf16 does not" if self.settings.precision == "fp16" else "")

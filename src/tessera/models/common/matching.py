@@ -22,8 +22,7 @@ def assign(costs: Sequence[Tensor]) -> Matches:
     flat = torch.cat([cost.flatten() for cost in costs]).float().cpu()
     if not bool(flat.isfinite().all()):
         raise FloatingPointError(
-            "the matching cost of predictions and targets is not finite: the network's outputs hold NaN or infinity. "
-            "Lower the learning rate, clip gradients, or train in fp32"
+            "the matching cost of predictions and targets is not finite: the network's outputs hold NaN or infinity"
         )
     pieces = torch.split(flat, [cost.numel() for cost in costs])
     on_cpu = [piece.view(cost.shape) for piece, cost in zip(pieces, costs, strict=True)]
