@@ -1,6 +1,6 @@
 """Image, truth and prediction side by side, three per experiment, for this page.
 
-``python docs/results/panels.py <data_root> <experiment>...`` writes docs/results/<experiment>-<n>.jpg from results/<experiment>/model.onnx,
+``python docs/results/panels.py <data_root> <experiment>...`` writes docs/results/<experiment>-<n>.jpg from results/<experiment>/model.pth,
 for images spread evenly over the evaluated split.
 """
 
@@ -23,7 +23,7 @@ def main(data_root: str, *experiments: str) -> None:
     grid = load_grid(data_root=data_root)
     for experiment in experiments:
         spec = grid.resolve(experiment).spec
-        model = load_predictor(Path("results") / experiment / "model.onnx", spec.postprocess)
+        model = load_predictor(Path("results") / experiment / "model.pth", spec.postprocess)
         catalog, mode = model.header.catalog, spec.model.mode
         split = open_dataset(spec.dataset, spec.evaluate.split, catalog, mode, data_root)
         for number in range(PICTURES):

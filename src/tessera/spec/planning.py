@@ -107,12 +107,20 @@ class Plan:
         return canonical_json({"dataset": source, "data": data_digest(dataset, self.data_root, ("train", "val"))})
 
     def default_targets(self) -> list[str]:
-        """The experiments that config/config.yaml lists, as far as a machine without a GPU can take them, and all tables."""
+        """The experiments that config/config.yaml lists, as far as a machine without a GPU can take them, and the tables that need no others."""
+        listed = set(self.grid.experiments)
         files = ("eval.json", "onnx_eval.json", "inference/index.json")
         return [
             *(f"{RESULTS}/{name}/{file}" for name in self.grid.experiments for file in files),
-            *(f"{RESULTS}/tables/{table}.md" for table in self.grid.tables),
+            *(
+                f"{RESULTS}/tables/{table}.md"
+                for table in self.grid.tables
+                if listed.issuperset(self._experiments(table))
+            ),
         ]
+
+    def _experiments(self, table: str) -> set[str]:
+        return {experiment for experiment, _, _, _ in self._rows(table)}
 
     def table_evaluations(self, table: str) -> list[str]:
         return [f"{RESULTS}/{experiment}/{file}" for experiment, _, _, file in self._rows(table)]
