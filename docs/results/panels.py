@@ -1,4 +1,4 @@
-"""Image, truth and prediction side by side, three per experiment, for this page.
+"""Truth and prediction side by side, three per experiment, for this page.
 
 ``python docs/results/panels.py <data_root> <experiment>...`` writes docs/results/<experiment>-<n>.jpg from results/<experiment>/model.pth,
 for images spread evenly over the evaluated split.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-
-import torchvision.transforms.v2.functional as F
 
 from tessera.data.datasets import open_dataset
 from tessera.evaluation.draw import draw_predictions, draw_truth, side_by_side
@@ -31,7 +29,6 @@ def main(data_root: str, *experiments: str) -> None:
             predictions = model.predict(sample.image.permute(1, 2, 0).numpy())
             sheet = side_by_side(
                 [
-                    ("image", F.to_pil_image(sample.image)),
                     ("truth", draw_truth(sample.image, sample.target, catalog, mode)),
                     ("prediction", draw_predictions(sample.image, predictions, catalog, mode)),
                 ],
