@@ -37,7 +37,12 @@ STAGES: dict[str, Stage] = {
     "engine": Stage(("engine",), 1, ("deploy/engine.py", "deploy/graph.py")),
     "parity": Stage(("parity", "evaluate"), 1, ("deploy/parity.py", "inference"), reads_split=True),
     "evaluate": Stage(("postprocess", "evaluate"), 1, ("evaluation", "inference"), reads_split=True),
-    "infer": Stage(("postprocess", "evaluate", "inference"), 1, ("evaluation/draw.py", "inference"), reads_split=True),
+    "infer": Stage(
+        ("postprocess", "evaluate", "inference"),
+        1,
+        ("evaluation/draw.py", "evaluation/canvas.py", "inference"),
+        reads_split=True,
+    ),
 }
 
 RUNTIMES = ("torch", "onnx", "trt")
