@@ -167,7 +167,15 @@ def test_the_predictions_file_is_the_same_every_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"no gzip", gzip.compress(b"[1, 2")[:-6], gzip.compress(b"{}"), gzip.compress(b"\xff")]
+    "content",
+    [b"", b"no gzip", gzip.compress(b"[1, 2")[:-6], gzip.compress(b"{}"), gzip.compress(b"\xff")],
+    ids=[
+        "empty",
+        "no gzip",
+        "cut off",
+        "no predictions",
+        "no text",
+    ],  # the bytes hold the time and would name the cases
 )
 def test_a_damaged_predictions_file_is_named(tmp_path, content):
     path = tmp_path / "eval.predictions.json.gz"
