@@ -26,7 +26,7 @@ from torch import Tensor
 from tessera.models import build_model
 from tessera.models.published import load_strictly, mask2former
 from tessera.ops.boxes import masks_to_xyxy
-from tessera.spec.schema import BackboneSpec, Mask2FormerSpec
+from tessera.spec.networks import BackboneSpec, Mask2FormerSpec
 from tessera.structures import Category, ClassCatalog, ImageMeta, Target
 
 SIZE, BATCH, CLASSES, OBJECTS = 512, 2, 80, 8

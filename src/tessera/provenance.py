@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from tessera.files import UserError
 from tessera.spec.lineage import differences
-from tessera.spec.schema import Spec
+from tessera.spec.schema import Spec, read_spec
 from tessera.structures import ClassCatalog
 
 FORMAT = 1
@@ -77,7 +77,7 @@ class Header:
             return cls(
                 stage=value["stage"],
                 experiment=value["experiment"],
-                spec=Spec.model_validate(value["spec"], strict=False),
+                spec=read_spec(value["spec"]),
                 lineage=value["lineage"],
                 catalog=ClassCatalog.from_json(value["catalog"]),
                 precision=value["precision"],

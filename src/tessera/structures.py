@@ -82,16 +82,24 @@ class Target:
 
     labels: Tensor
     """(N,) int64, contiguous ids."""
-    masks: Tensor
-    """(N, H, W) bool. Instance masks may overlap; panoptic segments do not."""
+    masks: Tensor | None
+    """(N, H, W) bool. Instance masks may overlap; panoptic segments do not. None where boxes alone are to be found."""
     boxes: Tensor
-    """(N, 4) float32, tight around the mask, or as annotated where there is no mask."""
+    """(N, 4) float32, tight around the mask. Without masks they are clipped to the image; in truths, float64 and as annotated."""
     iscrowd: Tensor
     """(N,) bool. Crowd regions are never training targets; metrics ignore what falls into them."""
     areas: Tensor
     """(N,) float64, pixels at original size: the annotation's own ``area``, which decides COCO's small/medium/large."""
     semantic: Tensor | None = None
     """(H, W) uint8, contiguous ids and IGNORE; None where the annotations do not say the class of every pixel."""
+    size: tuple[int, int] | None = None
+    """(height, width) of the image without its padding, by which boxes are normalised. Readers and loaders set it."""
+
+    def required_masks(self) -> Tensor:
+        """For whoever cannot do without."""
+        if self.masks is None:
+            raise ValueError("the target has boxes alone; expected masks, which every mode but detection reads")
+        return self.masks
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,8 @@ class Batch:
     """At the size of ``images`` (padded: masks False, semantic IGNORE); None at inference."""
     truths: list[Target] | None
     """At original size, crowd included, for metrics; None in training and at inference."""
+    tasks: list[str] | None = None
+    """What the network is asked for each image, of families that take a task: panoptic, instance or semantic."""
 
 
 @dataclass
@@ -172,3 +182,16 @@ class Predictions:
     """(H, W) int64, a class for every pixel."""
     instances: Instances | None = None
     panoptic: Panoptic | None = None
+
+
+def merge_parts(answers: Sequence[Predictions]) -> Predictions:
+    """One image's predictions from the answers to several tasks, each of which fills another part."""
+    first = answers[0]
+    if len(answers) == 1:
+        return first
+    found = Predictions(first.meta)
+    for answer in answers:
+        found.semantic = answer.semantic if found.semantic is None else found.semantic
+        found.instances = answer.instances if found.instances is None else found.instances
+        found.panoptic = answer.panoptic if found.panoptic is None else found.panoptic
+    return found

@@ -12,7 +12,8 @@ from PIL import Image
 
 from tessera.data.catalog import load_catalog
 from tessera.data.datasets import SegmentationDataset, open_dataset
-from tessera.spec.schema import DatasetSpec, Mode, SplitSpec
+from tessera.spec.networks import Mode
+from tessera.spec.schema import DatasetSpec, SplitSpec
 
 LABEL_MAP = [
     {"id": 2, "name": "sky", "isthing": 0},

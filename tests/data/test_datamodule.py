@@ -11,7 +11,8 @@ from tessera.data.datamodule import TrainBatches, eval_loader, group_batches, tr
 from tessera.data.demo import write_demo
 from tessera.files import UserError
 from tessera.ops.masks import encode_rle
-from tessera.spec.schema import AugmentationSpec, DatasetSpec, DemoSpec, Mask2FormerSpec, Spec, SplitSpec, TrainSpec
+from tessera.spec.networks import Mask2FormerSpec
+from tessera.spec.schema import AugmentationSpec, DatasetSpec, DemoSpec, Spec, SplitSpec, TrainSpec
 from tessera.structures import Batch
 from tests.data.files import write_coco
 

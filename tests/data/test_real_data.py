@@ -10,7 +10,8 @@ from tessera.data.check import check_dataset
 from tessera.data.datamodule import eval_loader, train_loader
 from tessera.data.datasets import open_dataset
 from tessera.spec.compose import load_grid
-from tessera.spec.schema import DatasetSpec, Mask2FormerSpec, Spec
+from tessera.spec.networks import Mask2FormerSpec
+from tessera.spec.schema import DatasetSpec, Spec
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("TESSERA_TEST_DATA", ROOT / "../shared/data"))

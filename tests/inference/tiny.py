@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from tessera.models import build_postprocess
 from tessera.models.base import Model, Network
 from tessera.provenance import Header
-from tessera.spec.schema import Mode, Spec
+from tessera.spec.networks import Mode
+from tessera.spec.schema import Spec
 from tessera.structures import Category, ClassCatalog
 
 QUERIES = 6

@@ -10,7 +10,7 @@ import torchvision
 from tessera.files import UserError
 from tessera.models import backbone
 from tessera.models.backbone import build_backbone
-from tessera.spec.schema import BackboneSpec, SwinSpec
+from tessera.spec.networks import BackboneSpec, SwinSpec
 from tests.models import tiny
 
 

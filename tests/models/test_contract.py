@@ -10,7 +10,7 @@ import torch
 
 from tessera.models import build_model
 from tessera.models.base import Model
-from tessera.spec.schema import Mode
+from tessera.spec.networks import Mode
 from tests.models import tiny
 
 MODES = get_args(Mode)

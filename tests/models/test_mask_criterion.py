@@ -9,7 +9,7 @@ from torch import Tensor
 from tessera.models.common.mask_costs import cross_entropy_cost, dice_cost
 from tessera.models.common.mask_criterion import MaskCriterion
 from tessera.models.common.matching import assign
-from tessera.spec.schema import MaskLossSpec
+from tessera.spec.networks import MaskLossSpec
 from tests.models import tiny
 
 SIZE = (32, 48)

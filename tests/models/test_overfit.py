@@ -11,9 +11,8 @@ from tessera.data.demo import CATALOG, generate_scene
 from tessera.evaluation.evaluate import evaluate
 from tessera.models import build_model
 from tessera.ops.boxes import masks_to_xyxy
-from tessera.spec.schema import (
+from tessera.spec.networks import (
     BackboneSpec,
-    DemoSpec,
     Mask2FormerSpec,
     MaskLossSpec,
     Mode,
@@ -21,6 +20,7 @@ from tessera.spec.schema import (
     SwinSpec,
     TransformerDecoderSpec,
 )
+from tessera.spec.schema import DemoSpec
 from tessera.structures import IGNORE, Batch, ImageMeta, Predictions, Target
 
 SIDE = 96

@@ -12,7 +12,7 @@ from torch import Tensor
 from tessera.models.common import mask_costs, mask_criterion
 from tessera.models.mask2former.network import Mask2Former
 from tessera.models.published import load_strictly, mask2former, read_state
-from tessera.spec.schema import (
+from tessera.spec.networks import (
     BackboneSpec,
     Mask2FormerSpec,
     MaskLossSpec,

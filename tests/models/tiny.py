@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from tessera.spec.schema import (
+from tessera.spec.networks import (
     BackboneSpec,
     Mask2FormerSpec,
     MaskLossSpec,

@@ -35,7 +35,8 @@ def plain(optim, step):
     elif optim.lr_scheduler == "StepLR":
         decay = optim.gamma ** (epoch // optim.step_size)
     elif optim.lr_scheduler == "WarmupPoly":
-        decay = (1 - step / (STEPS * EPOCHS)) ** optim.power
+        floor = optim.min_lr / optim.lr
+        decay = floor + (1 - floor) * (1 - step / (STEPS * EPOCHS)) ** optim.power
     else:
         decay = 1
     warm = optim.warmup_iters
@@ -46,12 +47,13 @@ SCHEDULERS = [
     OptimSpec(lr=0.3, lr_scheduler="MultiStep", milestones=[2, 4]),
     OptimSpec(lr=0.3, lr_scheduler="StepLR", step_size=2, gamma=0.5),
     OptimSpec(lr=0.3, lr_scheduler="WarmupPoly", power=0.9),
+    OptimSpec(lr=0.3, lr_scheduler="WarmupPoly", power=0.9, min_lr=0.03),
     OptimSpec(lr=0.3, lr_scheduler="Constant"),
 ]
 
 
 @pytest.mark.parametrize("warmup", [0, 7])
-@pytest.mark.parametrize("optim", SCHEDULERS, ids=lambda optim: optim.lr_scheduler)
+@pytest.mark.parametrize("optim", SCHEDULERS, ids=lambda optim: f"{optim.lr_scheduler}{optim.min_lr or ''}")
 def test_rates_equal_the_closed_form(optim, warmup):
     optim = optim.model_copy(update={"warmup_iters": warmup})
     network = Tiny()
@@ -116,6 +118,47 @@ def test_groups_are_the_published_ones():
         "head": (0.2, 0.05),
         "head_no_decay": (0.2, 0.0),
     }
+
+
+def test_multipliers_compose_with_the_backbones_and_the_longest_counts():
+    optim = OptimSpec(
+        lr=0.2, backbone_multiplier=0.5, multipliers={"backbone": 0.1, "backbone.0": 3.0, "head": 10.0, "weight": 0.7}
+    )
+    groups = parameter_groups(Tiny(), optim)
+    rates = {name: group.lr for group in groups for name in group.parameters}
+    assert rates == pytest.approx(
+        {
+            "backbone.0.weight": 0.2 * 0.5 * 3.0,
+            "backbone.0.bias": 0.2 * 0.5 * 3.0,
+            "backbone.1.weight": 0.2 * 0.5 * 0.1,
+            "backbone.1.bias": 0.2 * 0.5 * 0.1,
+            "backbone.relative_position_bias_table": 0.2 * 0.5 * 0.1,
+            "head.weight": 0.2 * 0.7,
+            "head.bias": 0.2 * 10.0,
+            "norm.weight": 0.2 * 0.7,
+            "norm.bias": 0.2,
+            "embed.weight": 0.2 * 0.7,
+            "level_embed": 0.2,
+        }
+    )
+    assert [group.name for group in groups if "weight" in group.name] == ["head[weight]", "head[weight]_no_decay"]
+    assert {group.weight_decay for group in groups if group.name.endswith("_no_decay")} == {0.0}
+
+
+def test_multipliers_fit_whole_components_only():
+    with pytest.raises(UserError, match=r"train\.optim\.multipliers: .*'backbon'.*backbone"):
+        parameter_groups(Tiny(), OptimSpec(multipliers={"backbon": 2.0}))
+    with pytest.raises(UserError, match="'0.backbone'"):
+        parameter_groups(Tiny(), OptimSpec(multipliers={"0.backbone": 2.0}))
+
+
+def test_a_schedule_by_iterations_is_epochs_of_so_many_steps():
+    """MMSegmentation's 40 iterations with a validation every 10: the curve has no trace of the epochs."""
+    optim = OptimSpec(lr=0.01, lr_scheduler="WarmupPoly", power=0.9, min_lr=1e-4)
+    schedule = Schedule(optim, steps_per_epoch=10, num_epochs=4)
+    for step in range(40):
+        expected = (0.01 - 1e-4) * (1 - step / 40) ** 0.9 + 1e-4
+        assert 0.01 * schedule.factor(step) == pytest.approx(expected, rel=1e-9)
 
 
 def test_frozen_parameters_are_in_no_group():

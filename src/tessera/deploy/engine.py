@@ -40,7 +40,7 @@ def build_engine(onnx_path: Path, engine_path: Path, spec: Spec, experiment: str
         f"{engine_path}: building a TensorRT engine",
         f"It can make {engine_path.parent / 'onnx_eval.json'}, the same evaluation with ONNX Runtime.",
     )
-    from tessera.deploy.graph import INPUT, input_shape, read_graph
+    from tessera.deploy.graph import input_shape, read_graph
 
     graph, header = read_graph(onnx_path)
     stage = "export" if header.precision == "fp32" else "precision"
@@ -58,7 +58,9 @@ def build_engine(onnx_path: Path, engine_path: Path, spec: Spec, experiment: str
     # fp32 means fp32: the shorter mantissa of TF32, on by default, costs three digits against PyTorch.
     config.clear_flag(trt.BuilderFlag.TF32)
     profile = builder.create_optimization_profile()
-    profile.set_shape(INPUT, smallest, tuned, largest)
+    for name, shape in input_shapes(graph).items():
+        # Every input has the batch in front; what is behind it is fixed.
+        profile.set_shape(name, *((shapes[0], *shape[1:]) for shapes in (smallest, tuned, largest)))
     if config.add_optimization_profile(profile) < 0:
         raise UserError(f"{onnx_path}: TensorRT refuses the shapes {smallest} to {largest}\n{_messages(logger)}")
     monitor = _monitor(trt, engine_path)

@@ -1,7 +1,7 @@
 """From model.pth to model.onnx by PyTorch's own exporter. Needs no dataset.
 
-The graph's input is ``images`` (B, 3, H, W) float32 RGB in [0, 1], normalised inside; its outputs are the network's, by name and
-in order. Post-processing stays outside.
+The graph's inputs are the network's ``input_names``: ``images`` (B, 3, H, W) float32 RGB in [0, 1], normalised inside, and of the
+families that read them ``padding`` and ``task``. Its outputs are the network's, by name and in order. Post-processing stays outside.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import torch
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 from torch import Tensor, nn
 
-from tessera.deploy.graph import INPUT, read_header, write_graph
+from tessera.deploy.graph import read_header, write_graph
 from tessera.files import UserError
 from tessera.inference.trt_library import PLUGIN
+from tessera.models import task_input, tasks
 from tessera.models.artifact import load_model
 from tessera.models.base import Network
 from tessera.models.common.attention import DeformableAttention
@@ -53,7 +54,7 @@ def export(model_path: Path, onnx_path: Path, spec: Spec, experiment: str) -> No
     started = time.monotonic()
     _say(f"export: tracing {experiment} for {_describe(spec.export)}")
     try:
-        graph = to_onnx(model.network, spec.export)
+        graph = to_onnx(model.network, spec.export, _task(model.network, spec))
     except torch.onnx.OnnxExporterError as error:
         advice = (
             "set export.dynamic_size=false"
@@ -71,29 +72,49 @@ def export(model_path: Path, onnx_path: Path, spec: Spec, experiment: str) -> No
     )
 
 
-def to_onnx(network: Network, settings: ExportSpec) -> onnx.ModelProto:
-    """Raises torch.onnx.OnnxExporterError when the network cannot be traced. The network is left as it was."""
+def _task(network: Network, spec: Spec) -> Tensor | None:
+    if "task" not in network.input_names:
+        return None
+    return task_input(spec.model, spec.export.task or str(tasks(spec.model)[0]))
+
+
+def to_onnx(network: Network, settings: ExportSpec, task: Tensor | None = None) -> onnx.ModelProto:
+    """``task`` (L,) float32 of a network that takes one: built into the graph with ``settings.task``, otherwise an example.
+
+    Raises torch.onnx.OnnxExporterError when the network cannot be traced. The network is left as it was.
+    """
     height, width = settings.input_height, settings.input_width
     if settings.dynamic_size:
         # The tracer takes a size of one feature pixel for a constant, so free sizes are traced with at least two.
         height, width = max(height, 64), max(width, 64)
     # Likewise a free batch is traced with two images.
-    images = torch.zeros(2 if settings.batch_size < 0 else settings.batch_size, 3, height, width)
-    free: dict[int, Any] = {}
+    batch = 2 if settings.batch_size < 0 else settings.batch_size
+    examples = {
+        "images": torch.zeros(batch, 3, height, width),
+        "padding": torch.zeros(batch, height, width, dtype=torch.bool),
+    }
+    rows = columns = batches = None
     if settings.batch_size < 0:
-        free[0] = torch.export.Dim("batch")
+        batches = torch.export.Dim("batch")
     if settings.dynamic_size:
-        free[2] = network.size_divisor * torch.export.Dim("rows")
-        free[3] = network.size_divisor * torch.export.Dim("columns")
+        rows = network.size_divisor * torch.export.Dim("rows")
+        columns = network.size_divisor * torch.export.Dim("columns")
+    axes: dict[str, tuple[Any, ...]] = {"images": (batches, None, rows, columns), "padding": (batches, rows, columns)}
+    baked = None
+    if task is not None:
+        examples["task"], axes["task"] = task.expand(batch, -1).clone(), (batches, None)
+        baked = task if settings.task is not None else None
+    names = [name for name in network.input_names if name != "task" or baked is None]
+    free = {name: {axis: size for axis, size in enumerate(axes[name]) if size is not None} for name in names}
     with _quiet(), _sampling(network, settings), torch.no_grad():
         program = torch.onnx.export(
-            _Exported(network).eval(),
-            (images,),
+            _Exported(network, names, baked).eval(),
+            tuple(examples[name] for name in names),
             dynamo=True,
             opset_version=settings.opset_version,
-            input_names=[INPUT],
+            input_names=names,
             output_names=list(network.output_names),
-            dynamic_shapes={"images": free} if free else None,
+            dynamic_shapes=(tuple(free[name] for name in names),) if any(free.values()) else None,
             verbose=False,
             optimize=False,
         )
@@ -107,14 +128,21 @@ def to_onnx(network: Network, settings: ExportSpec) -> onnx.ModelProto:
 
 
 class _Exported(nn.Module):
-    """The network as the graph has it: one tensor in, a tuple of tensors out."""
+    """The network as the graph has it: the tensors of ``names`` in, a tuple of tensors out; a ``task`` (L,) that is built in."""
 
-    def __init__(self, network: Network) -> None:
+    task: Tensor | None
+
+    def __init__(self, network: Network, names: Sequence[str], task: Tensor | None) -> None:
         super().__init__()
         self.network = network
+        self.names = list(names)
+        self.register_buffer("task", task)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.network(images)
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        arguments = dict(zip(self.names, inputs, strict=True))
+        if self.task is not None:
+            arguments["task"] = self.task.expand(inputs[0].shape[0], -1)
+        outputs = self.network(**arguments)
         return tuple(outputs[name] for name in self.network.output_names)
 
 
@@ -168,10 +196,11 @@ def _clean(graph: onnx.ModelProto, settings: ExportSpec) -> None:
         del holder.metadata_props[:]
     for value in (*graph.graph.value_info, *graph.graph.initializer):
         del value.metadata_props[:]
-    names = {0: "batch", 2: "height", 3: "width"}
-    for axis, dimension in enumerate(graph.graph.input[0].type.tensor_type.shape.dim):
-        if dimension.HasField("dim_param"):
-            dimension.dim_param = names[axis]
+    names = {"images": ("batch", "", "height", "width"), "padding": ("batch", "height", "width"), "task": ("batch", "")}
+    for value in graph.graph.input:
+        for axis, dimension in enumerate(value.type.tensor_type.shape.dim):
+            if dimension.HasField("dim_param"):
+                dimension.dim_param = names[value.name][axis]
     for output in graph.graph.output:
         for axis, dimension in enumerate(output.type.tensor_type.shape.dim):
             if dimension.HasField("dim_param"):

@@ -13,7 +13,7 @@ from tessera.files import UserError, atomic_path, canonical_json
 from tessera.inference.onnx_runtime import INPUT, PROPERTY
 from tessera.provenance import Header
 
-__all__ = ["INPUT", "PROPERTY", "input_shape", "read_graph", "read_header", "write_graph"]
+__all__ = ["INPUT", "PROPERTY", "input_shape", "input_shapes", "read_graph", "read_header", "write_graph"]
 
 
 def read_graph(path: Path) -> tuple[onnx.ModelProto, Header]:
@@ -52,11 +52,18 @@ def write_graph(graph: onnx.ModelProto, header: Header, path: Path) -> None:
         onnx.save_model(graph, str(temporary))
 
 
+def input_shapes(graph: onnx.ModelProto) -> dict[str, list[int | None]]:
+    """Of every input by name; None where the size is free."""
+    found = {}
+    for value in graph.graph.input:
+        dimensions: Any = value.type.tensor_type.shape.dim
+        found[value.name] = [int(d.dim_value) if d.HasField("dim_value") else None for d in dimensions]
+    return found
+
+
 def input_shape(graph: onnx.ModelProto, path: Path) -> list[int | None]:
     """(batch, 3, height, width) of the input ``images``; None where the size is free."""
-    for value in graph.graph.input:
-        if value.name == INPUT:
-            dimensions: Any = value.type.tensor_type.shape.dim
-            return [int(d.dim_value) if d.HasField("dim_value") else None for d in dimensions]
-    found = ", ".join(value.name for value in graph.graph.input)
-    raise UserError(f"{path}: has the inputs {found}; expected one named {INPUT}")
+    shapes = input_shapes(graph)
+    if INPUT not in shapes:
+        raise UserError(f"{path}: has the inputs {', '.join(shapes)}; expected one named {INPUT}")
+    return shapes[INPUT]

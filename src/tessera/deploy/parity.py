@@ -6,6 +6,7 @@ counts is the numbers, not that a run succeeded.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -37,19 +38,19 @@ def check_parity(reference: Predictor, candidate: Predictor, loader: Iterable[Ba
     images = _take(loader, spec.parity.images)
     comparison = Comparison()
     batch_sizes: set[int] = set()
-    for group in _by_size(images):
-        expected = [_outputs(reference, image.unsqueeze(0)) for image in group]
+    largest = min(LARGEST_BATCH, candidate.max_batch or LARGEST_BATCH)
+    for group, task in itertools.product(_by_size(images), candidate.tasks):
+        expected = [_outputs(reference, [image], task) for image in group]
         for image, wanted in zip(group, expected, strict=True):
-            comparison.add(wanted, _outputs(candidate, image.unsqueeze(0)))
+            comparison.add(wanted, _outputs(candidate, [image], task))
             batch_sizes.add(1)
-        largest = min(LARGEST_BATCH, candidate.max_batch or LARGEST_BATCH)
         if largest > 1:
             together, wanted_together = group[:largest], expected[:largest]
             if len(together) == 1:
-                mirrored = together[0].flip(-1)
+                mirrored = _Image(together[0].pixels.flip(-1), together[0].padding.flip(-1))
                 together = [*together, mirrored]
-                wanted_together = [*wanted_together, _outputs(reference, mirrored.unsqueeze(0))]
-            found = _outputs(candidate, torch.stack(together))
+                wanted_together = [*wanted_together, _outputs(reference, [mirrored], task)]
+            found = _outputs(candidate, together, task)
             comparison.add({name: torch.cat([w[name] for w in wanted_together]) for name in wanted_together[0]}, found)
             batch_sizes.add(len(together))
     problems = comparison.problems(tolerance)
@@ -197,15 +198,24 @@ def _agreement(name: str, reference: Tensor, candidate: Tensor) -> Tensor | None
     return None
 
 
-def _outputs(predictor: Predictor, images: Tensor) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class _Image:
+    pixels: Tensor
+    """(3, H, W)."""
+    padding: Tensor
+    """(H, W)."""
+
+
+def _outputs(predictor: Predictor, images: list[_Image], task: str | None) -> dict[str, Tensor]:
+    pixels, padding = torch.stack([i.pixels for i in images]), torch.stack([i.padding for i in images])
     with torch.inference_mode():
-        return {name: value.detach().float().cpu() for name, value in predictor.outputs(images).items()}
+        return {name: value.detach().float().cpu() for name, value in predictor.ask(pixels, padding, task).items()}
 
 
-def _take(loader: Iterable[Batch], count: int) -> list[Tensor]:
-    images: list[Tensor] = []
+def _take(loader: Iterable[Batch], count: int) -> list[_Image]:
+    images: list[_Image] = []
     for batch in loader:
-        images += list(batch.images)
+        images += map(_Image, batch.images, batch.padding)
         if len(images) >= count:
             break
     if not images:
@@ -213,8 +223,8 @@ def _take(loader: Iterable[Batch], count: int) -> list[Tensor]:
     return images[:count]
 
 
-def _by_size(images: list[Tensor]) -> list[list[Tensor]]:
-    groups: dict[torch.Size, list[Tensor]] = {}
+def _by_size(images: list[_Image]) -> list[list[_Image]]:
+    groups: dict[torch.Size, list[_Image]] = {}
     for image in images:
-        groups.setdefault(image.shape, []).append(image)
+        groups.setdefault(image.pixels.shape, []).append(image)
     return list(groups.values())

@@ -22,6 +22,7 @@ from tessera.deploy.graph import INPUT, input_shape, read_graph, write_graph
 from tessera.deploy.parity import Comparison, tolerance_of
 from tessera.files import UserError
 from tessera.inference.trt_library import PLUGIN
+from tessera.models import task_input, tasks
 from tessera.provenance import Header
 from tessera.spec.lineage import lineage
 from tessera.spec.schema import Spec
@@ -94,7 +95,7 @@ def _differences(
     coarse = torch.rand(batch or 1, 3, max(2, size[0] // 16), max(2, size[1] // 16), generator=generator)
     image = torch.nn.functional.interpolate(coarse, size=size, mode="bicubic").clamp(0, 1)
     comparison = Comparison()
-    comparison.add(_run(graph, image), _run(half, image))
+    comparison.add(_run(graph, image, spec), _run(half, image, spec))
     broken = comparison.problems(float("inf"))
     if broken:
         raise UserError(
@@ -108,12 +109,18 @@ def _differences(
     return comparison.to_json()
 
 
-def _run(graph: onnx.ModelProto, images: Tensor) -> dict[str, Tensor]:
+def _run(graph: onnx.ModelProto, images: Tensor, spec: Spec) -> dict[str, Tensor]:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    values = session.run(names, {INPUT: images.numpy()})
+    inputs = {INPUT: images}
+    for entry in session.get_inputs():
+        if entry.name == "padding":
+            inputs["padding"] = torch.zeros(len(images), *images.shape[2:], dtype=torch.bool)
+        elif entry.name == "task":
+            inputs["task"] = task_input(spec.model, str(tasks(spec.model)[0])).expand(len(images), -1)
+    values = session.run(names, {name: value.numpy() for name, value in inputs.items()})
     return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
 
 

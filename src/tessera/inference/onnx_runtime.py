@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from tessera.files import UserError
-from tessera.inference.predictor import Postprocess, Predictor
+from tessera.inference.predictor import INPUTS, Predictor
 from tessera.models import build_postprocess
+from tessera.models.base import Postprocess
 from tessera.provenance import Header
 from tessera.spec.schema import PostprocessSpec
 
@@ -22,7 +23,7 @@ PROPERTY = "tessera"
 
 INPUT = "images"
 
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bool)": np.bool_}
 
 
 class OnnxPredictor(Predictor):
@@ -31,18 +32,20 @@ class OnnxPredictor(Predictor):
     def __init__(
         self, session: onnxruntime.InferenceSession, header: Header, postprocess: Postprocess, path: Path
     ) -> None:
-        """Raises UserError unless the graph has the one input ``images`` of shape (B, 3, H, W)."""
+        """Raises UserError unless the graph has the input ``images`` of shape (B, 3, H, W), and maybe ``padding`` and ``task``."""
         inputs = session.get_inputs()
-        if [entry.name for entry in inputs] != [INPUT] or len(inputs[0].shape) != 4 or inputs[0].type not in _TYPES:
+        known = all(entry.name in INPUTS and entry.type in _TYPES for entry in inputs)
+        if not inputs or not known or inputs[0].name != INPUT or len(inputs[0].shape) != 4:
             found = ", ".join(f"{entry.name} {entry.shape} {entry.type}" for entry in inputs)
             raise UserError(
-                f"{path}: has the inputs {found}; expected one, `{INPUT}` of (batch, 3, height, width), float"
+                f"{path}: has the inputs {found}; expected `{INPUT}` of (batch, 3, height, width), float, and of the models that take "
+                "them `padding` and `task`"
             )
         batch, _, height, width = (side if isinstance(side, int) else None for side in inputs[0].shape)
         fixed_size = None if height is None or width is None else (height, width)
-        super().__init__(header, postprocess, fixed_size, batch)
+        super().__init__(header, postprocess, [entry.name for entry in inputs], fixed_size, batch)
         self._session = session
-        self._type = _TYPES[inputs[0].type]
+        self._types = {entry.name: _TYPES[entry.type] for entry in inputs}
         self._fixed_batch = batch
         self._names = [entry.name for entry in session.get_outputs()]
 
@@ -67,15 +70,19 @@ class OnnxPredictor(Predictor):
         built = build_postprocess(header.spec.model, header.catalog, postprocess or header.spec.postprocess)
         return cls(session, header, built, path)
 
-    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """A graph of fixed batch gets the last image repeated up to it, and loses the answers to the repetitions."""
-        count = len(images)
-        array = images.cpu().numpy()
-        if self._fixed_batch is not None and count != self._fixed_batch:
-            if count > self._fixed_batch:
-                raise ValueError(f"the graph takes {self._fixed_batch} images, got {count}")
-            array = np.concatenate([array, np.repeat(array[-1:], self._fixed_batch - count, 0)])
-        values = self._session.run(self._names, {INPUT: np.ascontiguousarray(array, self._type)})
+        count = len(inputs[INPUT])
+        if self._fixed_batch is not None and count > self._fixed_batch:
+            raise ValueError(f"the graph takes {self._fixed_batch} images, got {count}")
+        missing = (self._fixed_batch or count) - count
+        arrays = {}
+        for name, value in inputs.items():
+            array = value.cpu().numpy()
+            if missing:
+                array = np.concatenate([array, np.repeat(array[-1:], missing, 0)])
+            arrays[name] = np.ascontiguousarray(array, self._types[name])
+        values = self._session.run(self._names, arrays)
         return {name: torch.from_numpy(value[:count]) for name, value in zip(self._names, values, strict=True)}
 
 

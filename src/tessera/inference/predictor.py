@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,12 +12,15 @@ from torch import Tensor
 
 from tessera.files import UserError
 from tessera.inference.sources import ImageSource, is_many, open_source
+from tessera.models import task_input, tasks
+from tessera.models.base import Postprocess
 from tessera.ops.images import input_size, make_batch, padded_size
 from tessera.provenance import Header
-from tessera.structures import Batch, ImageMeta, Instances, Panoptic, Predictions
+from tessera.spec.networks import Mode
+from tessera.structures import Batch, Instances, Panoptic, Predictions, merge_parts
 
-Postprocess = Callable[[dict[str, Tensor], list[ImageMeta], tuple[int, int]], list[Predictions]]
-"""See ``models.base``."""
+INPUTS = ("images", "padding", "task")
+"""What a network may take; see ``models.base.Network.input_names``."""
 
 
 class Predictor(ABC):
@@ -32,20 +35,38 @@ class Predictor(ABC):
         self,
         header: Header,
         postprocess: Postprocess,
+        input_names: Sequence[str],
         fixed_size: tuple[int, int] | None = None,
         max_batch: int | None = None,
     ) -> None:
         self.header = header
         self.precision = header.precision
         self.postprocess = postprocess
+        self.input_names = tuple(input_names)
+        self.tasks = tasks(header.spec.model)
+        """What the network is asked for every image, in order; (None,) where it is not told anything."""
+        self.mode: Mode = header.spec.model.mode
+        """What the answers hold, and an evaluation measures."""
+        fixed_task = header.spec.export.task
+        if "task" not in self.input_names and fixed_task is not None:
+            self.tasks, self.mode = (fixed_task,), fixed_task
         self.input_size = fixed_size
         """(height, width) that every batch must have; None for any."""
         self.max_batch = max_batch
         """Images that one call of ``outputs`` takes at most; None for any number."""
 
     @abstractmethod
-    def outputs(self, images: Tensor) -> dict[str, Tensor]:
-        """The network's raw outputs for (B, 3, H, W) float32 RGB in [0, 1], B at most ``max_batch``, on any device."""
+    def outputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The network's raw outputs for what ``input_names`` lists, B at most ``max_batch``, on any device."""
+
+    def ask(self, images: Tensor, padding: Tensor, task: str | None) -> dict[str, Tensor]:
+        """``outputs`` for (B, 3, H, W) float32 RGB in [0, 1] and (B, H, W) bool, True where padded; ``task`` is one of ``tasks``."""
+        inputs = {"images": images, "padding": padding}
+        if "task" in self.input_names:
+            if task is None:
+                raise ValueError("the network takes a task, and none was given")
+            inputs["task"] = task_input(self.header.spec.model, task).expand(len(images), -1)
+        return self.outputs({name: inputs[name] for name in self.input_names})
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> list[Predictions]:
@@ -59,8 +80,13 @@ class Predictor(ABC):
         step = self.max_batch or len(batch.metas)
         found: list[Predictions] = []
         for start in range(0, len(batch.metas), step):
-            images, metas = batch.images[start : start + step], batch.metas[start : start + step]
-            found += [_to_cpu(answer) for answer in self.postprocess(self.outputs(images), metas, size)]
+            part = slice(start, start + step)
+            metas = batch.metas[part]
+            answers = []
+            for task in self.tasks:
+                outputs = self.ask(batch.images[part], batch.padding[part], task)
+                answers.append([_to_cpu(answer) for answer in self.postprocess(outputs, metas, size, task)])
+            found += [merge_parts(parts) for parts in zip(*answers, strict=True)]
         return found
 
     def predict(self, source: Any, batch_size: int = 1) -> Predictions | list[Predictions]:

@@ -30,7 +30,8 @@ from tessera.inference.sources import ImageSource, list_images, number_files, sa
 from tessera.ops.boxes import masks_to_xyxy
 from tessera.ops.rle import encode_masks
 from tessera.spec.lineage import lineage
-from tessera.spec.schema import InferenceSpec, Mode, Spec
+from tessera.spec.networks import Mode
+from tessera.spec.schema import InferenceSpec, Spec
 from tessera.structures import ClassCatalog, Instances, Panoptic, Predictions
 
 FORMAT = 1

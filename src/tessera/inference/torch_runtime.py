@@ -19,7 +19,7 @@ class TorchPredictor(Predictor):
 
     def __init__(self, model: Model, header: Header, device: torch.device = torch.device("cpu")) -> None:
         """Moves the network to ``device`` and puts it into evaluation mode."""
-        super().__init__(header, model.postprocess)
+        super().__init__(header, model.postprocess, model.network.input_names)
         self.network = model.network.to(device).eval()
         self.size_divisor = model.network.size_divisor
         self.device = device
@@ -32,9 +32,8 @@ class TorchPredictor(Predictor):
         return cls(model, header, chosen)
 
     @torch.inference_mode()
-    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         # TensorFloat-32, cuDNN's default, keeps 10 bits of a product's factors: not what fp32 in a table means.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            # Without the padding mask, which exported graphs do not have either: padding is zero after normalisation.
-            found: dict[str, Tensor] = self.network(images.to(self.device))
+            found: dict[str, Tensor] = self.network(**{name: value.to(self.device) for name, value in inputs.items()})
         return found

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from tessera.files import UserError, read_json
 from tessera.inference import trt_library
-from tessera.inference.predictor import Postprocess, Predictor, choose_device
+from tessera.inference.predictor import INPUTS, Predictor, choose_device
 from tessera.models import build_postprocess
+from tessera.models.base import Postprocess
 from tessera.provenance import Header
 from tessera.spec.schema import PostprocessSpec
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 INPUT = "images"
-"""The engine's only input: (B, 3, H, W) float32 RGB in [0, 1]."""
+"""(B, 3, H, W) float32 RGB in [0, 1]; of the families that read them, there are ``padding`` and ``task`` as well."""
 
 
 class TrtPredictor(Predictor):
@@ -36,10 +37,10 @@ class TrtPredictor(Predictor):
             raise UserError(f"{path}: TensorRT could not set the engine up; is there enough free GPU memory?")
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self._names = _output_names(library, engine, path)
+        inputs, self._names = _tensor_names(library, engine, path)
         smallest, _, largest = engine.get_tensor_profile_shape(INPUT, 0)
         self._min_batch = int(smallest[0])
-        super().__init__(header, postprocess, (int(largest[2]), int(largest[3])), int(largest[0]))
+        super().__init__(header, postprocess, inputs, (int(largest[2]), int(largest[3])), int(largest[0]))
 
     @classmethod
     def load(cls, path: Path, postprocess: PostprocessSpec | None = None, device: str = "auto") -> TrtPredictor:
@@ -73,17 +74,19 @@ class TrtPredictor(Predictor):
         built = build_postprocess(header.spec.model, header.catalog, postprocess or header.spec.postprocess)
         return cls(engine, header, built, path, chosen)
 
-    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """float32 on the GPU. A batch below the engine's smallest is filled up with its last image, whose answers are dropped."""
-        count = len(images)
+        count = len(inputs[INPUT])
         assert self.max_batch is not None
         if count > self.max_batch:
             raise ValueError(f"the engine takes {self.max_batch} images, got {count}")
-        images = images.to(self._device, torch.float32)
-        if count < self._min_batch:
-            images = torch.cat([images, images[-1:].expand(self._min_batch - count, -1, -1, -1)])
-        images = images.contiguous()
-        self._bind(images)
+        bound = {}
+        for name, value in inputs.items():
+            value = value.to(self._device)
+            if count < self._min_batch:
+                value = torch.cat([value, value[-1:].repeat(self._min_batch - count, *[1] * (value.dim() - 1))])
+            bound[name] = value.contiguous()
+            self._bind(name, bound[name])
         found = self._allocate()
         # The engine's stream starts after the input has been copied, and ours goes on after the engine.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -92,14 +95,14 @@ class TrtPredictor(Predictor):
         self._stream.synchronize()
         return {name: value[:count] for name, value in found.items()}
 
-    def _bind(self, images: Tensor) -> None:
-        if not self._context.set_input_shape(INPUT, tuple(images.shape)):
+    def _bind(self, name: str, value: Tensor) -> None:
+        if not self._context.set_input_shape(name, tuple(value.shape)):
             raise UserError(
-                f"{self.header.experiment}: the engine refuses images of shape {tuple(images.shape)}; it takes {self._min_batch} "
+                f"{self.header.experiment}: the engine refuses {name} of shape {tuple(value.shape)}; it takes {self._min_batch} "
                 f"to {self.max_batch} images of {self.input_size} (height, width)"
             )
-        if not self._context.set_tensor_address(INPUT, images.data_ptr()):
-            raise RuntimeError(f"TensorRT refuses the address of {INPUT}")
+        if not self._context.set_tensor_address(name, value.data_ptr()):
+            raise RuntimeError(f"TensorRT refuses the address of {name}")
 
     def _allocate(self) -> dict[str, Tensor]:
         """Outputs by name, already known to the engine; their sizes follow from the input's."""
@@ -113,18 +116,22 @@ class TrtPredictor(Predictor):
         return found
 
 
-def _output_names(trt: Any, engine: trt.ICudaEngine, path: Path) -> list[str]:
-    outputs, problems = [], []
+def _tensor_names(trt: Any, engine: trt.ICudaEngine, path: Path) -> tuple[list[str], list[str]]:
+    """Inputs, in the order of ``INPUTS``, and outputs."""
+    inputs, outputs, problems = set(), [], []
     for index in range(engine.num_io_tensors):
         name = engine.get_tensor_name(index)
         is_output = engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT
         if is_output:
             outputs.append(name)
-        if (not is_output and name != INPUT) or engine.get_tensor_dtype(name) != trt.DataType.FLOAT:
+        else:
+            inputs.add(name)
+        wanted = trt.DataType.BOOL if name == "padding" else trt.DataType.FLOAT
+        if (not is_output and name not in INPUTS) or engine.get_tensor_dtype(name) != wanted:
             problems.append(f"{name} ({engine.get_tensor_dtype(name)})")
-    if problems or not outputs:
+    if problems or not outputs or INPUT not in inputs:
         raise UserError(
-            f"{path}: unexpected tensors: {', '.join(problems) or 'no outputs'}; expected the input {INPUT} and float32 outputs, as "
-            "`tessera engine` builds them"
+            f"{path}: unexpected tensors: {', '.join(problems) or 'inputs or outputs are missing'}; expected the input {INPUT} and float32 "
+            "outputs, as `tessera engine` builds them"
         )
-    return outputs
+    return [name for name in INPUTS if name in inputs], outputs

@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
 
 from tessera.models import mask2former
 from tessera.models.base import Model, Postprocess
-from tessera.spec.schema import Mask2FormerSpec, PostprocessSpec
+from tessera.spec.networks import ModelSpec
+from tessera.spec.schema import PostprocessSpec
 from tessera.structures import ClassCatalog
 
-MODELS: dict[str, Callable[[Mask2FormerSpec, ClassCatalog, PostprocessSpec, bool, bool], Model]] = {
+MODELS: dict[str, Callable[[Any, ClassCatalog, PostprocessSpec, bool, bool], Model]] = {
     "mask2former": mask2former.build,
 }
 
-POSTPROCESS: dict[str, Callable[[Mask2FormerSpec, ClassCatalog, PostprocessSpec], Postprocess]] = {
+POSTPROCESS: dict[str, Callable[[Any, ClassCatalog, PostprocessSpec], Postprocess]] = {
     "mask2former": mask2former.build_postprocess,
 }
 
+TASKS: dict[str, Callable[[Any], tuple[str, ...]]] = {}
+"""Families whose network is told what to do: the tasks that an evaluation asks one after the other."""
+
+TASK_INPUTS: dict[str, Callable[[Any, str], Tensor]] = {}
+"""The same families: a task as the network's input named ``task``, (L,) float32."""
+
 
 def build_model(
-    spec: Mask2FormerSpec,
+    spec: ModelSpec,
     catalog: ClassCatalog,
     postprocess: PostprocessSpec = PostprocessSpec(),
     activation_checkpoint: bool = False,
@@ -33,6 +43,17 @@ def build_model(
     return MODELS[spec.name](spec, catalog, postprocess, activation_checkpoint, load_pretrained)
 
 
-def build_postprocess(spec: Mask2FormerSpec, catalog: ClassCatalog, postprocess: PostprocessSpec) -> Postprocess:
+def build_postprocess(spec: ModelSpec, catalog: ClassCatalog, postprocess: PostprocessSpec) -> Postprocess:
     """The post-processing of ``build_model`` alone, for runtimes that execute an exported network."""
     return POSTPROCESS[spec.name](spec, catalog, postprocess)
+
+
+def tasks(spec: ModelSpec) -> tuple[str | None, ...]:
+    """What one evaluation asks the network, in order; (None,) where it is not told anything."""
+    find = TASKS.get(spec.name)
+    return (None,) if find is None else find(spec)
+
+
+def task_input(spec: ModelSpec, task: str) -> Tensor:
+    """``task`` (panoptic, instance or semantic) as the network's input of that name, (L,) float32."""
+    return TASK_INPUTS[spec.name](spec, task)

@@ -1,16 +1,18 @@
 """The contract of a model: three objects that know nothing of files, datasets, trainers or runtimes.
 
 network
-    ``network(images, padding=None) -> dict[str, Tensor]``. ``images`` is (B, 3, H, W) float32 RGB in [0, 1] of any H and W;
-    ``padding`` is (B, H, W) bool, True where padded. The network normalises by itself (``pixel_mean``, ``pixel_std`` buffers).
+    ``network(images, padding=None, ...) -> dict[str, Tensor]``. ``images`` is (B, 3, H, W) float32 RGB in [0, 1] of any H and W;
+    ``padding`` is (B, H, W) bool, True where padded. What else a family takes, ``inputs`` makes from a batch. The network
+    normalises by itself (``pixel_mean``, ``pixel_std`` buffers).
     The returned tensors are plain and named; their order is the order of the exported graph's outputs. In training mode
     the dictionary has one more entry, ``aux``: a list of dictionaries with the same names, for deep supervision.
 criterion
     ``criterion(outputs, targets) -> dict[str, Tensor]``: weighted scalar losses by name; their sum is minimised. Everything random
     in it (sampled points) uses torch's global generator, which the trainer seeds for every step.
 postprocess
-    ``postprocess(outputs, metas, input_size) -> list[Predictions]`` at original size; ``outputs`` are torch tensors that any
-    runtime produced, ``input_size`` is (H, W) of the padded batch.
+    ``postprocess(outputs, metas, input_size, task=None) -> list[Predictions]`` at original size; ``outputs`` are torch tensors that
+    any runtime produced, ``input_size`` is (H, W) of the padded batch, ``task`` is what the network was asked, where it takes one:
+    the answers then hold that task's part alone.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from tessera.structures import ImageMeta, Predictions, Target
+from tessera.structures import Batch, ImageMeta, Predictions, Target
 
 
 class Criterion(Protocol):
@@ -31,7 +33,7 @@ class Criterion(Protocol):
 
 class Postprocess(Protocol):
     def __call__(
-        self, outputs: dict[str, Tensor], metas: list[ImageMeta], input_size: tuple[int, int]
+        self, outputs: dict[str, Tensor], metas: list[ImageMeta], input_size: tuple[int, int], task: str | None = None
     ) -> list[Predictions]: ...
 
 
@@ -40,6 +42,9 @@ class Network(nn.Module):
 
     pixel_mean: Tensor
     pixel_std: Tensor
+    input_names: tuple[str, ...] = ("images",)
+    """What ``forward`` needs in evaluation mode, and an exported graph takes, in order: `images`, then of `padding` (B, H, W) bool and
+    `task` (B, L) float32 what the family reads."""
     output_names: tuple[str, ...] = ()
     """Names of the tensors that ``forward`` returns in evaluation mode, in order."""
     size_divisor: int = 32
@@ -57,6 +62,10 @@ class Network(nn.Module):
     def forward(self, images: Tensor, padding: Tensor | None = None) -> dict[str, Tensor]:
         raise NotImplementedError
 
+    def inputs(self, batch: Batch) -> dict[str, Tensor]:
+        """The arguments of ``forward`` for a batch on the network's device; in training mode also what only losses need."""
+        return {"images": batch.images, "padding": batch.padding}
+
     def backbone_parameters(self) -> set[str]:
         """Names of the parameters whose learning rate is scaled by ``train.optim.backbone_multiplier``."""
         return {name for name, _ in self.named_parameters() if name.startswith("backbone.")}
@@ -66,7 +75,7 @@ class Network(nn.Module):
 class Model:
     network: Network
     criterion: Callable[[dict[str, Tensor], list[Target]], dict[str, Tensor]]
-    postprocess: Callable[[dict[str, Tensor], list[ImageMeta], tuple[int, int]], list[Predictions]]
+    postprocess: Postprocess
 
 
 def _channel(values: tuple[float, float, float]) -> Tensor:

@@ -7,20 +7,30 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from tessera.spec.networks import (
+    BackboneSpec,
+    DeformableDetrSpec,
+    EncoderDecoderSpec,
+    Mask2FormerSpec,
+    Mode,
+    OneFormerSpec,
+)
+from tessera.spec.sources import as_list
+
 if TYPE_CHECKING:
     from tessera.spec.schema import DatasetSpec, Spec
 
-MODES = {
+MODES: dict[str, tuple[Mode, ...]] = {
     "mask_pairs": ("semantic",),
-    "coco": ("instance",),
-    "coco_panoptic": ("panoptic", "instance", "semantic"),
+    "coco": ("instance", "detection"),
+    "coco_panoptic": ("panoptic", "instance", "semantic", "detection"),
 }
 """What annotations of a type can teach."""
 
 
 def mistakes(spec: Spec) -> list[tuple[str, str]]:
     """(key, what is wrong and what to do) for every disagreement of a spec whose keys are legal one by one."""
-    return [*_model(spec), *_annotations_against_mode(spec), *_augmentation(spec), *_train(spec)]
+    return [*_model(spec), *_annotations_against_mode(spec), *_augmentation(spec), *_export(spec), *_train(spec)]
 
 
 def dataset_mistakes(dataset: DatasetSpec) -> list[tuple[str, str]]:
@@ -29,13 +39,22 @@ def dataset_mistakes(dataset: DatasetSpec) -> list[tuple[str, str]]:
 
 
 def _dataset(dataset: DatasetSpec) -> Iterator[tuple[str, str]]:
-    paths = {"label_map": dataset.label_map}
+    paths: dict[str, str | list[str] | None] = {"label_map": dataset.label_map}
     for name in ("train", "val", "test"):
         split = getattr(dataset, name)
         paths |= {f"{name}.{key}": getattr(split, key) for key in ("images", "annotations", "panoptic")}
-    for key, path in paths.items():
-        if path is not None and not _stays_inside(path):
-            yield key, f"expected a path inside the data root, without '..' and not absolute, found {path!r}"
+        entries = len(as_list(split.annotations))
+        for key in ("images", "panoptic"):
+            value = getattr(split, key)
+            if isinstance(value, list) and len(value) != entries:
+                yield (
+                    f"{name}.{key}",
+                    f"expected one folder for all, or one for each of the {entries} entries of {name}.annotations, found {len(value)}",
+                )
+    for key, value in paths.items():
+        for path in as_list(value):
+            if not _stays_inside(path):
+                yield key, f"expected a path inside the data root, without '..' and not absolute, found {path!r}"
     if not dataset.contiguous_id and dataset.num_classes is None:
         yield "num_classes", "required when contiguous_id is false: classes are then the ids 1..num_classes"
 
@@ -47,27 +66,83 @@ def _stays_inside(path: str) -> bool:
 
 def _model(spec: Spec) -> Iterator[tuple[str, str]]:
     model = spec.model
-    width = model.pixel_decoder.hidden_dim
-    if width % 32:
-        nearest = max(32, round(width / 32) * 32)
-        yield "model.pixel_decoder.hidden_dim", f"expected a multiple of 32 (group norm), found {width}; take {nearest}"
-    for section in ("pixel_decoder", "decoder"):
-        heads = getattr(model, section).nheads
-        if width % heads:
-            yield (
-                f"model.{section}.nheads",
-                f"expected a divisor of model.pixel_decoder.hidden_dim, which is {width}, found {heads}",
-            )
+    yield from _backbone(model.backbone)
+    if isinstance(model, Mask2FormerSpec):
+        yield from _mask_transformer(model)
+    elif isinstance(model, OneFormerSpec):
+        yield from _mask_transformer(model)
+        yield from _oneformer(model)
+    elif isinstance(model, DeformableDetrSpec):
+        yield from _deformable_detr(model)
+    elif isinstance(model, EncoderDecoderSpec):
+        yield from _encoder_decoder(model)
+
+
+def _mask_transformer(model: Mask2FormerSpec | OneFormerSpec) -> Iterator[tuple[str, str]]:
+    sections = {"pixel_decoder": model.pixel_decoder.nheads, "decoder": model.decoder.nheads}
+    if isinstance(model, OneFormerSpec):
+        sections["class_decoder"] = model.class_decoder.nheads
+    yield from _width("pixel_decoder.hidden_dim", model.pixel_decoder.hidden_dim, sections)
     loss = model.loss
     if loss.class_weight == loss.mask_weight == loss.dice_weight == 0:
         yield "model.loss.class_weight", "class_weight, mask_weight and dice_weight are all 0: nothing is learned"
-    swin = model.backbone.swin
-    if not model.backbone.name.startswith("swin"):
+
+
+def _width(key: str, width: int, heads: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """``heads``: section, empty for the model itself, and its number of heads."""
+    if width % 32:
+        nearest = max(32, round(width / 32) * 32)
+        yield f"model.{key}", f"expected a multiple of 32 (group norm), found {width}; take {nearest}"
+    for section, count in heads.items():
+        if width % count:
+            name = f"model.{section}.nheads" if section else "model.nheads"
+            yield name, f"expected a divisor of model.{key}, which is {width}, found {count}"
+
+
+def _oneformer(model: OneFormerSpec) -> Iterator[tuple[str, str]]:
+    if model.text.width % 64:
+        nearest = max(64, round(model.text.width / 64) * 64)
+        yield (
+            "model.text.width",
+            f"expected a multiple of 64 (the width of a head), found {model.text.width}; take {nearest}",
+        )
+    if model.text.num_context >= model.decoder.num_object_queries:
+        yield (
+            "model.text.num_context",
+            f"expected fewer than model.decoder.num_object_queries, {model.decoder.num_object_queries}, found {model.text.num_context}",
+        )
+    odds = model.task_probability
+    if odds.semantic + odds.instance + odds.panoptic == 0:
+        yield "model.task_probability", "all three are 0: no task is ever trained"
+
+
+def _deformable_detr(model: DeformableDetrSpec) -> Iterator[tuple[str, str]]:
+    yield from _width("hidden_dim", model.hidden_dim, {"": model.nheads})
+    if any(later <= earlier for earlier, later in pairwise(model.strides)):
+        yield "model.strides", f"expected ascending strides, found {model.strides}"
+    if model.num_feature_levels < len(model.strides):
+        yield (
+            "model.num_feature_levels",
+            f"expected at least one level per map in model.strides, {len(model.strides)}, found {model.num_feature_levels}",
+        )
+    loss = model.loss
+    if loss.class_weight == loss.box_weight == loss.giou_weight == 0:
+        yield "model.loss.class_weight", "class_weight, box_weight and giou_weight are all 0: nothing is learned"
+
+
+def _encoder_decoder(model: EncoderDecoderSpec) -> Iterator[tuple[str, str]]:
+    if not any(loss.weight for loss in model.losses.values()):
+        yield "model.losses", "no loss has a weight above 0: nothing is learned"
+
+
+def _backbone(backbone: BackboneSpec) -> Iterator[tuple[str, str]]:
+    swin = backbone.swin
+    if not backbone.name.startswith("swin"):
         for key in type(swin).model_fields:
             if getattr(swin, key) is not None:
                 yield (
                     f"model.backbone.swin.{key}",
-                    f"only a Swin backbone has it, and model.backbone.name is {model.backbone.name!r}; remove it",
+                    f"only a Swin backbone has it, and model.backbone.name is {backbone.name!r}; remove it",
                 )
     elif swin.embed_dim is not None and swin.num_heads is not None:
         for stage, heads in enumerate(swin.num_heads):
@@ -85,8 +160,13 @@ def _annotations_against_mode(spec: Spec) -> Iterator[tuple[str, str]]:
         yield (
             "model.mode",
             f"the dataset {spec.dataset.name!r} has annotations of type {spec.dataset.type}, which serve "
-            f"{' or '.join(allowed)}, found {spec.model.mode}; set model.mode: {allowed[0]}, or choose a dataset of another type",
+            f"{' or '.join(allowed)}, found {spec.model.mode}; {_mode_advice(spec, allowed)}choose a dataset of another type",
         )
+
+
+def _mode_advice(spec: Spec, allowed: tuple[str, ...]) -> str:
+    common = [mode for mode in type(spec.model).modes if mode in allowed]
+    return f"set model.mode: {common[0]}, or " if common else ""
 
 
 def _augmentation(spec: Spec) -> Iterator[tuple[str, str]]:
@@ -98,6 +178,32 @@ def _augmentation(spec: Spec) -> Iterator[tuple[str, str]]:
         yield f"{prefix}.train_min_size", f"{largest} is above train_max_size, {section.train_max_size}"
     if section.train_scale is not None and section.train_scale[0] > section.train_scale[1]:
         yield f"{prefix}.train_scale", f"expected [smallest, largest], found {list(section.train_scale)}"
+    if section.train_scale is not None and section.train_crop_size is None:
+        yield f"{prefix}.train_scale", "is a factor on train_crop_size, which is null; set train_crop_size"
+    crop = section.train_random_crop
+    if (crop is None) != (section.train_random_resize is None):
+        yield f"{prefix}.train_random_crop", "goes together with train_random_resize; set both or neither"
+    if crop is not None and crop[0] > crop[1]:
+        yield f"{prefix}.train_random_crop", f"expected [smallest, largest], found {list(crop)}"
+    if crop is not None and section.train_scale is not None:
+        yield (
+            f"{prefix}.train_random_crop",
+            "crops before train_min_size resizes, but train_scale is set and takes its place",
+        )
+    if section.fixed_padding is not None and section.train_crop_size is not None:
+        yield (
+            f"{prefix}.fixed_padding",
+            f"batches have the size of train_crop_size already, {list(section.train_crop_size)}; set train_crop_size: null",
+        )
+
+
+def _export(spec: Spec) -> Iterator[tuple[str, str]]:
+    if spec.export.task is None:
+        return
+    if not isinstance(spec.model, OneFormerSpec):
+        yield "export.task", f"only oneformer takes a task, and model.name is {spec.model.name}; remove it"
+    elif spec.model.mode not in ("panoptic", spec.export.task):
+        yield "export.task", f"model.mode is {spec.model.mode}, which is not trained for {spec.export.task}"
 
 
 def _train(spec: Spec) -> Iterator[tuple[str, str]]:

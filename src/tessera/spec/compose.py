@@ -1,7 +1,8 @@
 """From the parts in config/ to the validated spec of an experiment.
 
-Order: schema defaults, model, backbone, dataset, variants, config/experiments/<name>.yaml, overrides. Mappings are merged key by
-key, lists are replaced. Names are built once from config/config.yaml and looked up; nothing ever parses one. This module is
+Order: schema defaults, model, backbone, dataset, variants, config/experiments/<name>.yaml, overrides. After each backbone, dataset
+and variant file comes its companion for the model's family, ``<name>.<family>.yaml``, where there is one. Mappings are merged key
+by key, lists are replaced. Names are built once from config/config.yaml and looked up; nothing ever parses one. This module is
 imported while Snakemake plans: it opens each file once and needs no torch.
 """
 
@@ -20,14 +21,17 @@ import yaml
 from pydantic import Field, ValidationError
 
 from tessera.files import UserError
+from tessera.spec.checks import MODES
 from tessera.spec.describe import closest
 from tessera.spec.layers import Layer, override_layer, read_layer
 from tessera.spec.lineage import differences, lineage
 from tessera.spec.mistakes import OVERRIDE, Mistake, from_validation, refuse
 from tessera.spec.parts import read_mapping
-from tessera.spec.schema import DatasetSpec, Section, Spec
+from tessera.spec.schema import SPECS, DatasetSpec, Spec
+from tessera.spec.section import Section
 
 DEFAULT = "default"
+COMPANION = "companion"
 SectionType = TypeVar("SectionType", bound=Section)
 
 
@@ -106,7 +110,8 @@ class Grid:
         self.file = file
         self.data_root = file.data_root if data_root is None else data_root
         self._data_root_origin = self._path("config.yaml") if self.data_root == file.data_root else OVERRIDE
-        self._layers: dict[str, Layer] = {}
+        self._files: dict[str, dict[str, Any]] = {}
+        self._layers: dict[tuple[str, str], Layer] = {}
         self._resolved: dict[tuple[str, tuple[str, ...]], Resolved] = {}
         self._listed = {folder: _stems(root / "config" / folder) for folder in ("experiments", *_folders(file))}
         refuse(self._path("config.yaml"), self._missing_parts())
@@ -120,7 +125,17 @@ class Grid:
     @property
     def experiments(self) -> tuple[str, ...]:
         """What plain `snakemake` builds."""
-        return self.names if self.file.experiments == "all" else tuple(self.file.experiments)
+        return self.possible if self.file.experiments == "all" else tuple(self.file.experiments)
+
+    @functools.cached_property
+    def possible(self) -> tuple[str, ...]:
+        """The names whose dataset has annotations that the model's family can learn from: what `all` stands for."""
+        families = {model: self._family(model) for model in self.file.models}
+        types = {dataset: self.dataset(dataset).type for dataset in self.file.datasets}
+        taught = {
+            (model, dataset): _taught_mode(families[model], types[dataset]) for model in families for dataset in types
+        }
+        return tuple(name for name, parts in self.parts.items() if taught[parts["model"], parts["dataset"]])
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -134,14 +149,15 @@ class Grid:
         if table not in self.tables:
             raise UserError(f"{self._path('config.yaml')}: no table {table!r}; {_offer(table, list(self.tables))}")
         experiments = self.tables[table].experiments
-        return self.names if experiments == "all" else tuple(experiments)
+        return self.possible if experiments == "all" else tuple(experiments)
 
     def dataset(self, name: str) -> DatasetSpec:
         """Schema defaults and the dataset's own file, nothing else: what the data stages work on."""
         if name not in self.file.datasets:
             raise UserError(f"no dataset {name!r} in {self._path('config.yaml')}; {_offer(name, self.file.datasets)}")
-        layer = self._dataset_layer(name)
-        refuse(f"dataset {name}", layer.mistakes)
+        layer = self._dataset_layer(name, next(iter(SPECS)))
+        # What it says to models is judged where it meets one.
+        refuse(f"dataset {name}", [mistake for mistake in layer.mistakes if not mistake.key.startswith("model")])
         prefix = "dataset."
         set_by = {key.removeprefix(prefix): who for key, who in layer.set_by.items() if key.startswith(prefix)}
         return _validate(DatasetSpec, f"dataset {name}", layer.values["dataset"], set_by)
@@ -158,16 +174,20 @@ class Grid:
             raise UserError(f"no experiment {name!r} in {self._path('config.yaml')}; {_offer(name, self.names)}")
         parts = self.parts[name]
         config = self._path("config.yaml")
+        family = self._family(parts["model"])
         layers = [
             Layer({"seed": parts["seed"]}, {"seed": config}),
-            self._layer("models", parts["model"]),
-            self._layer("backbones", parts["backbone"]),
-            self._dataset_layer(parts["dataset"]),
-            *(self._layer("variants", variant) for variant in parts["variants"]),
+            self._layer("models", parts["model"], family),
+            self._layer("backbones", parts["backbone"], family),
+            *self._companion("backbones", parts["backbone"], family),
+            self._dataset_layer(parts["dataset"], family),
+            *self._companion("datasets", parts["dataset"], family),
         ]
+        for variant in parts["variants"]:
+            layers += [self._layer("variants", variant, family), *self._companion("variants", variant, family)]
         if name in self._listed["experiments"]:
-            layers.append(self._layer("experiments", name))
-        layers += [override_layer(text) for text in overrides]
+            layers.append(self._layer("experiments", name, family))
+        layers += [override_layer(text, SPECS[family]) for text in overrides]
         layers.append(Layer({"data_root": self.data_root}, {"data_root": self._data_root_origin}))
         values: dict[str, Any] = {}
         set_by: dict[str, str] = {}
@@ -175,16 +195,41 @@ class Grid:
             values = _merge(values, layer.values)
             set_by |= layer.set_by
         early = [mistake for layer in layers for mistake in layer.mistakes]
-        return Resolved(name, _validate(Spec, name, values, set_by, early), parts, set_by)
+        if "mode" not in values.get("model", {}):
+            mode = _taught_mode(family, values.get("dataset", {}).get("type", DatasetSpec().type))
+            values = _merge(values, {"model": {"mode": mode}} if mode else {})
+            set_by |= {"model.mode": "chosen by dataset.type"} if mode else {}
+        return Resolved(name, _validate(SPECS[family], name, values, set_by, early), parts, set_by)
 
-    def _layer(self, folder: str, name: str) -> Layer:
+    def _layer(self, folder: str, name: str, family: str, owner: str | None = None) -> Layer:
+        """``owner``: as what the file counts when it sets keys that belong to one folder; left out, its own."""
         origin = self._path(folder, f"{name}.yaml")
-        if origin not in self._layers:
-            self._layers[origin] = read_layer(read_mapping(Path(origin)), origin, folder)
-        return self._layers[origin]
+        if (origin, family) not in self._layers:
+            self._layers[origin, family] = read_layer(self._read(origin), origin, owner or folder, SPECS[family])
+        return self._layers[origin, family]
 
-    def _dataset_layer(self, name: str) -> Layer:
-        layer, origin = self._layer("datasets", name), self._path("datasets", f"{name}.yaml")
+    def _read(self, origin: str) -> dict[str, Any]:
+        if origin not in self._files:
+            self._files[origin] = read_mapping(Path(origin))
+        return self._files[origin]
+
+    def _companion(self, folder: str, name: str, family: str) -> list[Layer]:
+        """What the part says to this family alone."""
+        stem = f"{name}.{family}"
+        return [self._layer(folder, stem, family, COMPANION)] if stem in self._listed[folder] else []
+
+    def _family(self, model: str) -> str:
+        origin = self._path("models", f"{model}.yaml")
+        section = self._read(origin).get("model")
+        family = section.get("name") if isinstance(section, dict) else None
+        if family not in SPECS:
+            found = "nothing" if family is None else repr(family)
+            text = f"expected the model family, one of {', '.join(SPECS)}, found {found}"
+            refuse(f"model {model}", [Mistake((origin,), "model.name", text)])
+        return str(family)
+
+    def _dataset_layer(self, name: str, family: str) -> Layer:
+        layer, origin = self._layer("datasets", name, family), self._path("datasets", f"{name}.yaml")
         found = layer.values.get("dataset", {}).get("name", name)
         mistakes = layer.mistakes
         if found != name:
@@ -207,6 +252,15 @@ class Grid:
                 elif name not in self._listed[folder]:
                     advice = _offer(name, sorted(self._listed[folder]))
                     found.append(Mistake(config, folder, f"no file config/{folder}/{name}.yaml; {advice}"))
+        for folder in _folders(self.file):
+            for stem in sorted(stem for stem in self._listed[folder] if "." in stem):
+                name, _, family = stem.rpartition(".")
+                if name not in self._listed[folder] or family not in SPECS or folder == "models":
+                    text = (
+                        f"is no companion of a part: expected <name of a file in config/{folder}>.<family>.yaml with one of the families "
+                        f"{', '.join(SPECS)}"
+                    )
+                    found.append(Mistake((self._path(folder, f"{stem}.yaml"),), "", text))
         if self.file.defaults.dataset not in self.file.datasets:
             found.append(Mistake(config, "defaults.dataset", f"{self.file.defaults.dataset!r} is not under `datasets`"))
         found += [
@@ -327,6 +381,12 @@ def _validate(
         found += from_validation(error, section, values, set_by)
     refuse(subject, found)
     return result
+
+
+def _taught_mode(family: str, dataset_type: str) -> str | None:
+    """The first mode of the family that annotations of the type can teach."""
+    modes = type(SPECS[family]().model).modes
+    return next((mode for mode in modes if mode in MODES.get(dataset_type, ())), None)
 
 
 def _folders(file: GridFile) -> dict[str, list[str]]:

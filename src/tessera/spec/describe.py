@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
 
-from tessera.spec.schema import Section, inert_keys, is_inert
+from tessera.spec.section import Section, inert_keys, is_inert
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from pydantic_core import PydanticUndefined
 
 from tessera.spec.describe import range_words, section_of, type_words
 from tessera.spec.lineage import RUNTIMES, STAGES, ancestry
-from tessera.spec.schema import Section, Spec, inert_keys, is_inert
+from tessera.spec.schema import Spec
+from tessera.spec.section import Section, inert_keys, is_inert
 
 HEAD = """# The keys of a spec
 

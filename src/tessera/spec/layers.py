@@ -9,7 +9,8 @@ from tessera.files import UserError
 from tessera.spec.describe import section_of
 from tessera.spec.mistakes import OVERRIDE, Mistake, not_a_section, unknown_key
 from tessera.spec.parts import parse_yaml
-from tessera.spec.schema import Section, Spec
+from tessera.spec.schema import Spec
+from tessera.spec.section import Section
 
 SOURCE_KEYS = ("name", "type", "generator", "label_map", "contiguous_id", "num_classes", "ignore_id")
 SPLIT_SOURCE_KEYS = ("images", "annotations", "panoptic")
@@ -38,16 +39,17 @@ class Layer:
     mistakes: tuple[Mistake, ...] = ()
 
 
-def read_layer(values: dict[str, Any], origin: str, folder: str) -> Layer:
-    """``folder`` below config/ that the file lies in, or `override`."""
+def read_layer(values: dict[str, Any], origin: str, folder: str, root: type[Spec]) -> Layer:
+    """``folder`` below config/ that the file lies in, `override`, or `companion`; ``root`` is the spec of the model family."""
     set_by: dict[str, str] = {}
     mistakes: list[Mistake] = []
-    clean = _check_section(values, Spec, origin, folder, "", set_by, mistakes)
+    clean = _check_section(values, root, root, origin, folder, "", set_by, mistakes)
     return Layer(clean, set_by, tuple(mistakes))
 
 
 def _check_section(
     values: dict[str, Any],
+    root: type[Spec],
     section: type[Section],
     origin: str,
     folder: str,
@@ -60,7 +62,7 @@ def _check_section(
     for name, value in values.items():
         key = prefix + name
         if name not in section.model_fields:
-            mistakes.append(unknown_key(Spec, section, origin, prefix, name))
+            mistakes.append(unknown_key(root, section, origin, prefix, name))
             continue
         refusal = _refusal(key, folder)
         if refusal is not None:
@@ -74,7 +76,7 @@ def _check_section(
         elif value is None:
             continue
         elif isinstance(value, dict):
-            clean[name] = _check_section(value, below, origin, folder, f"{key}.", set_by, mistakes)
+            clean[name] = _check_section(value, root, below, origin, folder, f"{key}.", set_by, mistakes)
             if not value:
                 set_by[key] = origin
         else:
@@ -94,7 +96,7 @@ def _refusal(key: str, folder: str) -> str | None:
     return None
 
 
-def override_layer(text: str) -> Layer:
+def override_layer(text: str, root: type[Spec]) -> Layer:
     key, sign, value = text.partition("=")
     names = key.strip().split(".")
     if not sign or not all(names):
@@ -102,4 +104,4 @@ def override_layer(text: str) -> Layer:
     nested: Any = parse_yaml(value, f"override {text!r}")
     for name in reversed(names):
         nested = {name: nested}
-    return read_layer(nested, OVERRIDE, OVERRIDE)
+    return read_layer(nested, OVERRIDE, OVERRIDE, root)

@@ -15,7 +15,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from tessera.files import canonical_json, digest_file, digest_text
-from tessera.spec.schema import DatasetSpec, Section, Spec, inert_keys, is_inert
+from tessera.spec.schema import DatasetSpec, Spec
+from tessera.spec.section import Section, inert_keys, is_inert
+from tessera.spec.sources import sources
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ SPLITS = ("train", "val", "test")
 
 def data_files(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SPLITS) -> list[Path]:
     """Label map and annotation files of the splits, sorted: what their digest is made from and what rules wait for."""
-    return [Path(data_root) / name for name in _data_names(dataset, splits)]
+    return [Path(data_root) / name for name in _data_names(dataset, data_root, splits)]
 
 
 def data_digest(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SPLITS) -> str:
@@ -139,15 +141,15 @@ def data_digest(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SP
                 del keys[f"{split}_images"]
         return digest_text(canonical_json(keys))[:16]
     parts = {}
-    for name in _data_names(dataset, splits):
+    for name in _data_names(dataset, data_root, splits):
         path = Path(data_root) / name
         parts[name] = _file_digest(path, *_stamp(path))
     return digest_text(canonical_json(parts))[:16]
 
 
-def _data_names(dataset: DatasetSpec, splits: Sequence[str]) -> list[str]:
-    names = {dataset.label_map} | {getattr(dataset, split).annotations for split in splits}
-    return sorted(name for name in names if name)
+def _data_names(dataset: DatasetSpec, data_root: str, splits: Sequence[str]) -> list[str]:
+    names = {source.annotations for split in splits for source in sources(getattr(dataset, split), data_root)}
+    return sorted(names | ({dataset.label_map} if dataset.label_map else set()))
 
 
 def _stamp(path: Path) -> tuple[int, int]:

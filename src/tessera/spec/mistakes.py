@@ -14,7 +14,7 @@ from pydantic.fields import FieldInfo
 from tessera.files import UserError
 from tessera.spec.describe import expected, named_sections_of, nearest_keys, section_of
 from tessera.spec.parts import line_of, shown
-from tessera.spec.schema import Section
+from tessera.spec.section import Section
 
 OVERRIDE = "override"
 

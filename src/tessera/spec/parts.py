@@ -16,12 +16,12 @@ PLAIN_TAGS = ("null", "bool", "int", "float", "str", "seq", "map")
 class StrictLoader(yaml.CSafeLoader):
     """YAML 1.1 restricted to what JSON can hold; keys are text and unique. Dates stay text."""
 
-    yaml_constructors = {  # noqa: RUF012  PyYAML looks this class attribute up by name
+    yaml_constructors = {
         tag: constructor
         for tag, constructor in yaml.CSafeLoader.yaml_constructors.items()
         if tag is None or tag.rpartition(":")[2] in PLAIN_TAGS
     }
-    yaml_implicit_resolvers = {  # noqa: RUF012  likewise
+    yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
         for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
     }

@@ -1,139 +1,21 @@
 """Every key of a spec: its type, default, range and meaning. The reference in docs/ and the editors' JSON Schema are made from here.
 
 A key marked ``Inert`` cannot change a result (worker counts, verbosity); it stays out of every lineage, so that changing it
-reruns nothing. Paths of data are relative to the data root, which is inert too.
+reruns nothing. Paths of data are relative to the data root, which is inert too. The keys of `model` are in ``networks``.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic.config import JsonDict
-from pydantic_core import PydanticCustomError
+from pydantic import Field, create_model, model_validator
 
 from tessera.spec import checks
+from tessera.spec.networks import FAMILIES, Mask2FormerSpec, ModelSpec
+from tessera.spec.section import Inert, InertBatchSize, Section, Side, Unit, refuse
 
-Inert: JsonDict = {"inert": True}
-"""For ``json_schema_extra``: the key cannot change a result."""
-InertBatchSize: JsonDict = {"inert_keys": ["batch_size"]}
-"""The same for one key of a section, where the section is used more than once."""
-
-Mode = Literal["panoptic", "instance", "semantic"]
 Precision = Literal["fp32", "fp16", "int8"]
-Unit = Annotated[float, Field(ge=0, le=1)]
-Side = Annotated[int, Field(ge=32)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
-    )
-
-
-def _refuse(mistakes: list[tuple[str, str]]) -> None:
-    """Raises one error that carries every (key, message) in its context, where ``compose`` finds them again."""
-    if mistakes:
-        text = "; ".join(f"{key}: {message}" for key, message in mistakes)
-        raise PydanticCustomError("disagreement", "{text}", {"text": text, "mistakes": mistakes})
-
-
-class SwinSpec(Section):
-    """Explicit sizes; a key left out is given by the backbone's name."""
-
-    embed_dim: int | None = Field(None, ge=8, le=1024)
-    """Channels of the first stage; every later stage doubles them."""
-    depths: list[Annotated[int, Field(ge=1)]] | None = Field(None, min_length=4, max_length=4)
-    """Blocks per stage."""
-    num_heads: list[Annotated[int, Field(ge=1)]] | None = Field(None, min_length=4, max_length=4)
-    """Attention heads per stage; each must divide its stage's channels."""
-    window_size: int | None = Field(None, ge=2, le=64)
-    """Side of an attention window in patches of 4 pixels; 7, or 12 for 384-pixel pretraining."""
-
-
-class BackboneSpec(Section):
-    name: str = "swin_tiny"
-    """`swin_tiny|small|base|large|huge`, `efficientvit_b0..b3`, `efficientvit_l0..l3`, or any timm pyramid model by its timm name."""
-    swin: SwinSpec = SwinSpec()
-    """Only with a Swin backbone."""
-    drop_path_rate: float = Field(0.3, ge=0, lt=1)
-    """Stochastic depth, growing linearly to this rate at the last block; 0 turns it off."""
-    pretrained: str | None = None
-    """Weights to start from: a local file (timm, torchvision or original naming), `timm` for timm's own download, or nothing."""
-
-
-class PixelDecoderSpec(Section):
-    """Multi-scale deformable attention over strides 32, 16 and 8, then one top-down step to stride 4 (Mask2Former, section 3.2.2)."""
-
-    hidden_dim: int = Field(256, ge=32, le=1024)
-    """Channels everywhere in the pixel decoder and of the mask features; a multiple of 32 (group norm) and of `nheads`."""
-    layers: int = Field(6, ge=1, le=24)
-    """Encoder layers."""
-    nheads: int = Field(8, ge=1, le=32)
-    """Attention heads."""
-    points: int = Field(4, ge=1, le=16)
-    """Sampling points per head and level."""
-    dim_feedforward: int = Field(1024, ge=32)
-    """Inner width of the encoder's feed-forward layers."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """After attention and inside the feed-forward layers."""
-
-
-class TransformerDecoderSpec(Section):
-    """Masked attention decoder (Mask2Former, section 3.2.1). Its width is the pixel decoder's `hidden_dim`."""
-
-    num_object_queries: int = Field(100, ge=1, le=2000)
-    """Upper bound of objects per image."""
-    layers: int = Field(9, ge=1, le=50)
-    """Layers; one less than TAO's and detectron2's `dec_layers`, which counts the prediction on the raw queries."""
-    nheads: int = Field(8, ge=1, le=32)
-    """Attention heads."""
-    dim_feedforward: int = Field(2048, ge=32)
-    """Inner width of the feed-forward layers."""
-    dropout: float = Field(0.0, ge=0, lt=1)
-    """In attention and feed-forward layers."""
-    pre_norm: bool = False
-    """Normalise before each block instead of after it."""
-
-
-class MaskLossSpec(Section):
-    """Losses of the mask transformers, and the costs of the matching, which have the same weights."""
-
-    class_weight: float = Field(2.0, ge=0)
-    """Cross-entropy over C classes and no-object."""
-    mask_weight: float = Field(5.0, ge=0)
-    """Binary cross-entropy at the sampled points."""
-    dice_weight: float = Field(5.0, ge=0)
-    """Dice loss at the sampled points."""
-    no_object_weight: float = Field(0.1, ge=0)
-    """Weight of the no-object class inside the cross-entropy."""
-    deep_supervision: bool = True
-    """The same losses after every decoder layer and on the raw queries."""
-    train_num_points: int = Field(12544, ge=1)
-    """Points per mask in the losses, and in the matching costs."""
-    oversample_ratio: float = Field(3.0, ge=1)
-    """Random candidates per chosen point."""
-    importance_sample_ratio: Unit = 0.75
-    """Share of the points that are the most uncertain candidates; the rest are uniform."""
-
-
-class Mask2FormerSpec(Section):
-    name: Literal["mask2former"] = "mask2former"
-    """Model family."""
-    mode: Mode = "panoptic"
-    """What the network is trained for and its post-processing yields; panoptic yields all three."""
-    pixel_mean: tuple[Unit, Unit, Unit] = (0.485, 0.456, 0.406)
-    """RGB, for images in [0, 1]."""
-    pixel_std: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (
-        0.229,
-        0.224,
-        0.225,
-    )
-    """RGB, for images in [0, 1]."""
-    backbone: BackboneSpec = BackboneSpec()
-    pixel_decoder: PixelDecoderSpec = PixelDecoderSpec()
-    decoder: TransformerDecoderSpec = TransformerDecoderSpec()
-    loss: MaskLossSpec = MaskLossSpec()
 
 
 class DemoSpec(Section):
@@ -155,17 +37,22 @@ class DemoSpec(Section):
     """Every scene depends on (seed, split, index) alone."""
 
 
+Names = Annotated[list[str], Field(min_length=1)]
+
+
 class SplitSpec(Section):
-    images: str | None = None
-    """Folder of the images, relative to the data root."""
-    annotations: str | None = None
-    """COCO JSON, or JSONL of `img` and `segm` for mask pairs, relative to the data root."""
-    panoptic: str | None = None
-    """Folder of the panoptic PNG files (`coco_panoptic` only), relative to the data root."""
+    images: str | Names | None = None
+    """Folder of the images, relative to the data root; a list has one folder for each entry of `annotations`."""
+    annotations: str | Names | None = None
+    """COCO JSON, or JSONL of `img` and `segm` for mask pairs, relative to the data root; a pattern (`shards/*.json`), or a list of both.
+    Image ids stay unique: a file whose ids meet those of an earlier file has them all raised by the largest one so far plus 1."""
+    panoptic: str | Names | None = None
+    """Folder of the panoptic PNG files (`coco_panoptic` only), relative to the data root; a list as for `images`."""
     batch_size: int = Field(1, ge=1)
-    """Images per step and process. In val and test it changes nothing but speed and memory, and is inert."""
+    """Images per step and process. In val and test it changes nothing but speed and memory, and is inert.
+    Every pass shuffles the whole split and every process takes its share of each batch, on one node as on several (TAO: `train_sampler`)."""
     num_workers: int = Field(2, ge=0, le=256, json_schema_extra=Inert)
-    """Loader processes; 0 loads in the main process."""
+    """Loader processes; 0 loads in the main process. All of them share one copy of the annotations (TAO: `serialized`)."""
     target_size: tuple[Side, Side] | None = None
     """(height, width) every image is stretched to before anything else; left out, images keep their size."""
 
@@ -176,9 +63,15 @@ class AugmentationSpec(Section):
     train_max_size: Side = 2560
     """Longer side is never resized beyond this."""
     train_scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] | None = None
-    """Large-scale jitter: resize to fit the crop times a factor drawn from this range, instead of `train_min_size`."""
-    train_crop_size: tuple[Side, Side] = (640, 640)
-    """(height, width) of the random crop; smaller images are padded to it."""
+    """Large-scale jitter: resize to fit the crop times a factor drawn from this range, instead of `train_min_size` (TAO: `fixed_random_crop`)."""
+    train_random_resize: list[Side] | None = Field(None, min_length=1)
+    """With probability one half, resize to one of these shorter sides and cut out `train_random_crop` first (Deformable DETR)."""
+    train_random_crop: tuple[Side, Side] | None = None
+    """[smallest, largest] side of the window that goes with `train_random_resize`; height and width are drawn apart."""
+    train_crop_size: tuple[Side, Side] | None = (640, 640)
+    """(height, width) of the random crop; smaller images are padded to it. None: no crop, and a batch is as large as its largest image."""
+    fixed_padding: tuple[Side, Side] | None = None
+    """(height, width) that every training batch is padded to where `train_crop_size` is None; larger images are scaled down to fit."""
     single_class_max_area: float = Field(1.0, gt=0, le=1)
     """A semantic crop is drawn again (up to 10 times) while one class covers more than this share; 1 turns it off."""
     flip: Unit = 0.5
@@ -199,7 +92,8 @@ class DatasetSpec(Section):
     generator: DemoSpec | None = None
     """Set for the demo dataset, whose files are generated."""
     label_map: str | None = None
-    """JSON list of `id` (above 0), `name`, `color`, `isthing`, relative to the data root. COCO files may do without: theirs is used."""
+    """JSON list of `id` (above 0), `name`, `color`, `isthing`, relative to the data root. COCO files may do without: theirs is used.
+    A `.txt` file is a class map: one name a line, the id being the number of the line, and all of them things."""
     contiguous_id: bool = True
     """Classes are the label map's entries in order. False: classes are the ids 1..num_classes, unnamed where the map has none (TAO)."""
     num_classes: int | None = Field(None, ge=1)
@@ -213,7 +107,7 @@ class DatasetSpec(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> DatasetSpec:
-        _refuse(checks.dataset_mistakes(self))
+        refuse(checks.dataset_mistakes(self))
         return self
 
 
@@ -224,12 +118,14 @@ class OptimSpec(Section):
     """Learning rate; not scaled by batch size or number of processes."""
     backbone_multiplier: float = Field(0.1, ge=0)
     """Factor on the learning rate of the backbone."""
+    multipliers: dict[str, Annotated[float, Field(ge=0)]] = {}
+    """More factors by part of a parameter's dotted name, such as `decoder` or `backbone.layer4`; the longest that fits counts."""
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """SGD only."""
     weight_decay: float = Field(0.05, ge=0)
     """Not applied to norms, biases of norms, embeddings and relative position biases (as published)."""
     lr_scheduler: Literal["MultiStep", "StepLR", "WarmupPoly", "ReduceOnPlateau", "Constant"] = "MultiStep"
-    """MultiStep, StepLR and ReduceOnPlateau step per epoch; WarmupPoly per optimiser step, to zero at the last one."""
+    """MultiStep, StepLR and ReduceOnPlateau step per epoch; WarmupPoly per optimiser step, down to `min_lr` after the last one."""
     milestones: list[Annotated[int, Field(ge=1)]] = [88, 96]
     """MultiStep: epochs after which the rate is multiplied by `gamma`."""
     step_size: int = Field(40, ge=1)
@@ -238,6 +134,8 @@ class OptimSpec(Section):
     """MultiStep, StepLR, ReduceOnPlateau: factor."""
     power: float = Field(0.9, gt=0)
     """WarmupPoly: exponent."""
+    min_lr: float = Field(0.0, ge=0)
+    """WarmupPoly: where `lr` ends, at most `lr` itself; the multipliers scale both."""
     warmup_iters: int = Field(0, ge=0)
     """Optimiser steps of linear warm-up, under every scheduler."""
     warmup_factor: float = Field(0.001, gt=0, le=1)
@@ -252,7 +150,8 @@ class TrainSpec(Section):
     num_epochs: int = Field(50, ge=1)
     """Passes over the train split. Raising it later continues the same training (not under WarmupPoly, whose curve would change)."""
     iters_per_epoch: int | None = Field(None, ge=1)
-    """Steps that make up an epoch; left out, one pass over the split (the incomplete last batch is dropped)."""
+    """Steps that make up an epoch; left out, one pass over the split (the incomplete last batch is dropped). A schedule by iterations, such as
+    40k with a validation every 4k, is `iters_per_epoch: 4000` and `num_epochs: 10`."""
     checkpoint_interval: int = Field(1, ge=1, json_schema_extra=Inert)
     """Epochs or steps between checkpoints."""
     checkpoint_interval_unit: Literal["epoch", "step"] = Field("epoch", json_schema_extra=Inert)
@@ -303,6 +202,10 @@ class PostprocessSpec(Section):
     """Panoptic: a segment is dropped when less than this share of its mask is left after the others took theirs."""
     test_topk_per_image: int = Field(100, ge=1)
     """Instance: (query, class) pairs kept per image."""
+    num_select: int = Field(100, ge=1)
+    """Detection: (query, class) pairs kept per image."""
+    conf_threshold: Unit = 0.0
+    """Detection: boxes that score lower are dropped. Above 0 it lowers AP, which is made from all of them."""
 
 
 class EvaluateSpec(Section):
@@ -332,6 +235,8 @@ class ExportSpec(Section):
     """-1: the batch stays free; otherwise fixed."""
     opset_version: int = Field(18, ge=18, le=25)
     """ONNX operator set."""
+    task: Literal["panoptic", "instance", "semantic"] | None = None
+    """OneFormer: the task that is built into the graph, which then does that one alone; left out, the task is an input of the graph."""
     on_cpu: bool = True
     """True: standard operators only, runs everywhere. False: deformable attention as TensorRT's MultiscaleDeformableAttnPlugin_TRT."""
     sampling: Literal["grid_sample", "gather"] = "grid_sample"
@@ -403,7 +308,7 @@ class Spec(Section):
     """Everything random derives from it."""
     data_root: str = Field("data", json_schema_extra=Inert)
     """Folder that the dataset's paths are relative to; set by `--config data_root=...` or `--data-root`."""
-    model: Mask2FormerSpec = Mask2FormerSpec()
+    model: ModelSpec = Mask2FormerSpec()
     dataset: DatasetSpec = DatasetSpec()
     train: TrainSpec = TrainSpec()
     postprocess: PostprocessSpec = PostprocessSpec()
@@ -416,16 +321,23 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> Spec:
-        _refuse(checks.mistakes(self))
+        refuse(checks.mistakes(self))
         return self
 
 
-def is_inert(section: type[BaseModel], key: str) -> bool:
-    extra: Any = section.model_fields[key].json_schema_extra
-    return isinstance(extra, dict) and bool(extra.get("inert"))
+def _of_family(model: type[ModelSpec]) -> type[Spec]:
+    fields: dict[str, Any] = {"model": (model, model.model_validate({}))}
+    return create_model(f"{model.__name__}Experiment", __base__=Spec, __module__=__name__, **fields)
 
 
-def inert_keys(section: type[BaseModel], key: str) -> frozenset[str]:
-    """Keys of the sub-section ``key`` that are inert here though not everywhere."""
-    extra: Any = section.model_fields[key].json_schema_extra
-    return frozenset(extra.get("inert_keys", ())) if isinstance(extra, dict) else frozenset()
+SPECS: dict[str, type[Spec]] = {model.model_fields["name"].default: _of_family(model) for model in FAMILIES}
+"""The class of a spec, by its model family: ``Spec`` with the keys of that family under ``model``. Every spec is of one of these."""
+
+
+def read_spec(values: Any) -> Spec:
+    """From what ``model_dump(mode="json")`` gave. Raises ValidationError, and ValueError for a family that is unknown."""
+    model = values.get("model") if isinstance(values, dict) else None
+    family = model.get("name") if isinstance(model, dict) else None
+    if family not in SPECS:
+        raise ValueError(f"model.name is {family!r}, expected one of {', '.join(SPECS)}")
+    return SPECS[family].model_validate_json(json.dumps(values))

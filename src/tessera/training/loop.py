@@ -13,7 +13,8 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from tessera.spec.schema import Mode, TrainSpec
+from tessera.spec.networks import Mode
+from tessera.spec.schema import TrainSpec
 from tessera.structures import Batch
 from tessera.training.checkpoint import Folder
 from tessera.training.interrupt import StopRequest, TrainingStopped

@@ -73,7 +73,7 @@ class TrainModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.file_names = [meta.file_name for meta in batch.metas]
-        outputs = self.network(batch.images, batch.padding)
+        outputs = self.network(**self.network.inputs(batch))
         try:
             losses = self._losses(outputs, batch.targets)
         except FloatingPointError as error:
@@ -105,7 +105,7 @@ class TrainModule(LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The network's outputs, under the precision of the training."""
-        outputs: dict[str, Tensor] = self.network(batch.images, batch.padding)
+        outputs: dict[str, Tensor] = self.network(**self.network.inputs(batch))
         return outputs
 
     def _losses(self, outputs: dict[str, Tensor], targets: list[Target] | None) -> dict[str, Tensor]:
@@ -152,9 +152,10 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 def move_target(target: Target, device: torch.device) -> Target:
     return Target(
         labels=target.labels.to(device),
-        masks=target.masks.to(device),
+        masks=None if target.masks is None else target.masks.to(device),
         boxes=target.boxes.to(device),
         iscrowd=target.iscrowd.to(device),
         areas=target.areas.to(device),
         semantic=None if target.semantic is None else target.semantic.to(device),
+        size=target.size,
     )

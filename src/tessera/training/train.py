@@ -108,7 +108,7 @@ def _validate(spec: Spec, catalog: ClassCatalog, validation: Validation, threads
 
     def forward(batch: Batch) -> dict[str, torch.Tensor]:
         batch = to_device(batch, device)
-        outputs: dict[str, torch.Tensor] = network(batch.images, batch.padding)
+        outputs: dict[str, torch.Tensor] = network(**network.inputs(batch))
         return outputs
 
     with deterministic(hardware, threads):

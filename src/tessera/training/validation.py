@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,10 +13,11 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from tessera.data.datamodule import eval_loader
 from tessera.evaluation.draw import draw_predictions
 from tessera.evaluation.evaluate import evaluate
+from tessera.models import tasks
 from tessera.models.base import Model
 from tessera.ops.images import resize
 from tessera.spec.schema import Spec
-from tessera.structures import Batch, ClassCatalog, Predictions
+from tessera.structures import Batch, ClassCatalog, Predictions, merge_parts
 from tessera.training.interrupt import shield_workers
 from tessera.training.module import move_target
 from tessera.training.state import counter_seed
@@ -45,10 +47,9 @@ class Validation:
         def predict(batch: Batch) -> list[Predictions]:
             # Networks may keep tensors between calls, which training then needs gradients through.
             with torch.inference_mode(False), torch.no_grad():
-                outputs = {name: value.float() for name, value in forward(batch).items() if isinstance(value, Tensor)}
-                for name, value in self._losses(outputs, batch).items():
-                    sums[name] = sums.get(name, 0.0) + value
-                found = self.model.postprocess(outputs, batch.metas, (batch.images.shape[-2], batch.images.shape[-1]))
+                asked = tasks(self.spec.model)
+                parts = [self._ask(forward, batch, task, sums if task == asked[0] else None) for task in asked]
+            found = [merge_parts(list(answers)) for answers in zip(*parts, strict=True)]
             if self.picture is None:
                 self.picture = self._draw(batch, found[0])
             return found
@@ -58,6 +59,17 @@ class Validation:
         evaluation = evaluate(predict, loader, self.catalog, self.spec.model.mode, progress=False)
         row = {f"val_{name}": total / evaluation.images for name, total in sums.items()}
         return row | {f"val_{name}": float(value) for name, value in evaluation.metrics.items()}
+
+    def _ask(
+        self, forward: Forward, batch: Batch, task: str | None, sums: dict[str, float] | None
+    ) -> list[Predictions]:
+        """Adds the losses to ``sums`` where they are given: of several tasks, the first one's fit the batch's targets."""
+        asked = batch if task is None else replace(batch, tasks=[task] * len(batch.metas))
+        outputs = {name: value.float() for name, value in forward(asked).items() if isinstance(value, Tensor)}
+        if sums is not None:
+            for name, value in self._losses(outputs, batch).items():
+                sums[name] = sums.get(name, 0.0) + value
+        return self.model.postprocess(outputs, batch.metas, (batch.images.shape[-2], batch.images.shape[-1]), task)
 
     def _losses(self, outputs: dict[str, Tensor], batch: Batch) -> dict[str, float]:
         sums: dict[str, float] = {}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tessera.ops.points import sample_logits, sample_masks
-from tessera.spec.schema import MaskLossSpec
+from tessera.spec.networks import MaskLossSpec
 
 
 def matching_costs(

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tessera.models.common.mask_costs import matching_costs
-from tessera.models.common.matching import Matches, assign
+from tessera.models.common.matching import Matches, assign, mean_count
 from tessera.ops.points import sample_logits, sample_masks, uncertain_points
-from tessera.spec.schema import MaskLossSpec
+from tessera.spec.networks import MaskLossSpec
 from tessera.structures import Target
 
 
@@ -38,7 +38,7 @@ class MaskCriterion(nn.Module):
         masks = [layer["pred_masks"] for layer in layers]
         device = masks[0].device
         labels = [target.labels[~target.iscrowd].to(device) for target in targets]
-        wanted = [target.masks[~target.iscrowd].to(device) for target in targets]
+        wanted = [target.required_masks()[~target.iscrowd].to(device) for target in targets]
         with torch.no_grad():
             matches = assign(matching_costs(logits, masks, labels, wanted, self.spec))
         by_kind = {
@@ -71,7 +71,7 @@ class MaskCriterion(nn.Module):
             predicted.append(layer[image, torch.cat([queries for queries, _ in images])])
             index += [found + start for (_, found), start in zip(images, starts[:-1], strict=True)]
         chosen = torch.cat(predicted).float()  # L*M, h, w
-        count = _mean_over_processes(torch.tensor(float(starts[-1]), device=chosen.device)).clamp(min=1)
+        count = mean_count(starts[-1], chosen.device)
         if not len(chosen):
             nothing = chosen.sum()
             return {"loss_mask": nothing.expand(layers), "loss_dice": nothing.expand(layers)}
@@ -88,10 +88,3 @@ class MaskCriterion(nn.Module):
             "loss_mask": self.spec.mask_weight * cross_entropy.view(layers, -1).sum(1) / count,
             "loss_dice": self.spec.dice_weight * dice.view(layers, -1).sum(1) / count,
         }
-
-
-def _mean_over_processes(value: Tensor) -> Tensor:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    torch.distributed.all_reduce(value)
-    return value / torch.distributed.get_world_size()

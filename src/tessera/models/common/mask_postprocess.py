@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from tessera.models.common.resizing import to_original
 from tessera.ops.boxes import masks_to_xyxy
-from tessera.spec.schema import Mode, PostprocessSpec
+from tessera.spec.networks import Mode
+from tessera.spec.schema import PostprocessSpec
 from tessera.structures import ClassCatalog, ImageMeta, Instances, Panoptic, Predictions, Segment
 
 CHUNK = 2**24
@@ -21,28 +22,46 @@ class MaskPostprocess:
     image before anything is decided."""
 
     def __init__(self, mode: Mode, catalog: ClassCatalog, spec: PostprocessSpec) -> None:
-        self.mode = mode
+        self.parts = ("semantic", "instance", "panoptic") if mode == "panoptic" else (mode,)
         self.spec = spec
         self.things = catalog.thing_ids if mode == "panoptic" else tuple(range(len(catalog)))
 
     @torch.no_grad()
     def __call__(
-        self, outputs: dict[str, Tensor], metas: list[ImageMeta], input_size: tuple[int, int]
+        self, outputs: dict[str, Tensor], metas: list[ImageMeta], input_size: tuple[int, int], task: str | None = None
     ) -> list[Predictions]:
         probabilities = outputs["pred_logits"].float().softmax(-1)
         masks = outputs["pred_masks"].float()
         return [
-            self._predict(probabilities[image], Masks(masks[image], input_size, meta), meta)
+            self._predict(
+                probabilities[image], Masks(masks[image], input_size, meta), meta, (task,) if task else self.parts
+            )
             for image, meta in enumerate(metas)
         ]
 
-    def _predict(self, probabilities: Tensor, masks: Masks, meta: ImageMeta) -> Predictions:
+    @torch.no_grad()
+    def scores(
+        self,
+        outputs: dict[str, Tensor],
+        metas: list[ImageMeta],
+        input_size: tuple[int, int],
+        task: str | None = None,
+    ) -> list[Tensor]:
+        """What the semantic prediction is the argmax of, (C, H, W) at original size, for averaging over crops, scales and flips."""
+        probabilities = outputs["pred_logits"].float().softmax(-1)
+        masks = outputs["pred_masks"].float()
+        return [
+            semantic_scores(probabilities[image], Masks(masks[image], input_size, meta))
+            for image, meta in enumerate(metas)
+        ]
+
+    def _predict(self, probabilities: Tensor, masks: Masks, meta: ImageMeta, parts: tuple[str, ...]) -> Predictions:
         found = Predictions(meta)
-        if self.mode in ("semantic", "panoptic"):
+        if "semantic" in parts:
             found.semantic = semantic(probabilities, masks)
-        if self.mode in ("instance", "panoptic"):
+        if "instance" in parts:
             found.instances = instances(probabilities, masks, self.things, self.spec.test_topk_per_image)
-        if self.mode == "panoptic":
+        if "panoptic" in parts:
             found.panoptic = panoptic(probabilities, masks, self.things, self.spec)
         return found
 
@@ -61,22 +80,22 @@ class Masks:
         step = max(1, CHUNK // pixels)
         for start in range(0, len(queries), step):
             place = slice(start, min(start + step, len(queries)))
-            yield place, self._resize(self.logits[queries[place]])
-
-    def _resize(self, logits: Tensor) -> Tensor:
-        height, width = self.meta.resized_size
-        padded = _bilinear(logits.unsqueeze(0), self.input_size)
-        return _bilinear(padded[..., :height, :width], self.size).squeeze(0)
+            yield place, to_original(self.logits[queries[place]], self.meta, self.input_size)
 
 
 def semantic(probabilities: Tensor, masks: Masks) -> Tensor:
-    """(H, W) int64: the class with the largest sum over queries of class probability times mask probability."""
+    """(H, W) int64: the class with the largest score."""
+    return semantic_scores(probabilities, masks).argmax(0)
+
+
+def semantic_scores(probabilities: Tensor, masks: Masks) -> Tensor:
+    """(C, H, W): the sum over queries of class probability times mask probability."""
     classes = probabilities.shape[1] - 1
     height, width = masks.size
     score = probabilities.new_zeros(classes, height * width)
     for place, logits in masks.chunks(torch.arange(len(probabilities), device=masks.device)):
         score.addmm_(probabilities[place, :-1].T, logits.sigmoid_().flatten(1))
-    return score.argmax(0).view(height, width)
+    return score.view(classes, height, width)
 
 
 def instances(probabilities: Tensor, masks: Masks, things: tuple[int, ...], topk: int) -> Instances:
@@ -146,9 +165,3 @@ def panoptic(probabilities: Tensor, masks: Masks, things: tuple[int, ...], spec:
         ids[query] = len(segments)
     lookup = torch.tensor(ids, dtype=torch.int32, device=masks.device)
     return Panoptic(lookup[owner] * inside, segments)
-
-
-def _bilinear(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(maps.shape[-2:]) == size:
-        return maps
-    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False)

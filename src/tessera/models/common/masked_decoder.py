@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tessera.models.common import checkpointing
 from tessera.models.common.attention import Attention
 from tessera.models.common.pixel_decoder import PixelFeatures
-from tessera.spec.schema import TransformerDecoderSpec
+from tessera.spec.networks import TransformerDecoderSpec
 
 LEVELS = 3
 """Strides 32, 16 and 8 in turn."""

@@ -33,3 +33,12 @@ def assign(costs: Sequence[Tensor]) -> Matches:
             order = targets.argsort()
             matches[layer].append((predictions[order].to(device), targets[order].to(device)))
     return matches
+
+
+def mean_count(targets: int, device: torch.device) -> Tensor:
+    """What losses summed over matched pairs are divided by: the number of targets, averaged over all processes, at least 1."""
+    count = torch.tensor(float(targets), device=device)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(count)
+        count /= torch.distributed.get_world_size()
+    return count.clamp(min=1)

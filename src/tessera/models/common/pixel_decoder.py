@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tessera.models.common import checkpointing
-from tessera.models.common.attention import DeformableAttention
+from tessera.models.common.deformable_encoder import DeformableEncoderLayer
 from tessera.models.common.position import sine_position
-from tessera.spec.schema import PixelDecoderSpec
+from tessera.spec.networks import PixelDecoderSpec
 
 GROUPS = 32
 """Of every group norm."""
@@ -30,25 +30,6 @@ class PixelFeatures:
     """(h, w) of ``memories``."""
 
 
-class EncoderLayer(nn.Module):
-    def __init__(self, spec: PixelDecoderSpec, levels: int) -> None:
-        super().__init__()
-        self.self_attn = DeformableAttention(spec.hidden_dim, spec.nheads, levels, spec.points)
-        self.norm1 = nn.LayerNorm(spec.hidden_dim)
-        self.linear1 = nn.Linear(spec.hidden_dim, spec.dim_feedforward)
-        self.linear2 = nn.Linear(spec.dim_feedforward, spec.hidden_dim)
-        self.norm2 = nn.LayerNorm(spec.hidden_dim)
-        self.dropout = nn.Dropout(spec.dropout)
-        nn.init.xavier_uniform_(self.linear1.weight)
-        nn.init.xavier_uniform_(self.linear2.weight)
-
-    def forward(self, x: Tensor, position: Tensor, reference: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """x (B, S, C); position (S, C); reference (S, 2), the centre of every pixel in [0, 1]."""
-        x = self.norm1(x + self.dropout(self.self_attn(x + position, x, reference, shapes)))
-        x = self.norm2(x + self.dropout(self.linear2(self.dropout(F.relu(self.linear1(x))))))
-        return x
-
-
 class PixelDecoder(nn.Module):
     def __init__(self, channels: Sequence[int], spec: PixelDecoderSpec, activation_checkpoint: bool = False) -> None:
         """``channels`` of the backbone's outputs at strides 4, 8, 16 and 32."""
@@ -60,7 +41,10 @@ class PixelDecoder(nn.Module):
             nn.Sequential(nn.Conv2d(count, dim, kernel_size=1), nn.GroupNorm(GROUPS, dim)) for count in coarse
         )
         self.level_embed = nn.Parameter(torch.empty(len(coarse), dim))
-        self.layers = nn.ModuleList(EncoderLayer(spec, len(coarse)) for _ in range(spec.layers))
+        self.layers = nn.ModuleList(
+            DeformableEncoderLayer(dim, spec.nheads, len(coarse), spec.points, spec.dim_feedforward, spec.dropout)
+            for _ in range(spec.layers)
+        )
         self.lateral = nn.Sequential(nn.Conv2d(channels[0], dim, kernel_size=1, bias=False), nn.GroupNorm(GROUPS, dim))
         self.output = nn.Sequential(
             nn.Conv2d(dim, dim, kernel_size=3, padding=1, bias=False), nn.GroupNorm(GROUPS, dim), nn.ReLU()

@@ -6,7 +6,8 @@ from tessera.models.base import Model
 from tessera.models.common.mask_criterion import MaskCriterion
 from tessera.models.common.mask_postprocess import MaskPostprocess
 from tessera.models.mask2former.network import Mask2Former
-from tessera.spec.schema import Mask2FormerSpec, PostprocessSpec
+from tessera.spec.networks import Mask2FormerSpec
+from tessera.spec.schema import PostprocessSpec
 from tessera.structures import ClassCatalog
 
 

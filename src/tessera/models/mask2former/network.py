@@ -10,7 +10,7 @@ from tessera.models.backbone import build_backbone
 from tessera.models.base import Network
 from tessera.models.common.masked_decoder import MaskedDecoder, mask_logits
 from tessera.models.common.pixel_decoder import PixelDecoder
-from tessera.spec.schema import Mask2FormerSpec
+from tessera.spec.networks import Mask2FormerSpec
 
 
 class Mask2Former(Network):
