@@ -80,27 +80,48 @@ class DeformableAttention(nn.Module):
             nn.init.xavier_uniform_(projection.weight)
             nn.init.zeros_(projection.bias)
 
-    def forward(self, query: Tensor, memory: Tensor, reference: Tensor, shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """query (B, Q, C); memory (B, S, C), the levels' pixels in order; reference (Q, 2) as (x, y) in [0, 1]; shapes (h, w)."""
+    def forward(
+        self,
+        query: Tensor,
+        memory: Tensor,
+        reference: Tensor,
+        shapes: Sequence[tuple[int, int]],
+        padding: Tensor | None = None,
+    ) -> Tensor:
+        """query (B, Q, C); memory (B, S, C), the levels' pixels in order, and (h, w) of these levels.
+
+        reference (Q, 2), the same for all images and levels, or (B, Q, L, 2): points (x, y) in [0, 1], from which offsets are counted
+        in pixels; or (B, Q, L, 4): boxes (cx, cy, w, h), of whose sizes offsets are a share. padding (B, S) bool, True where nothing
+        is to be read.
+        """
         batch, queries, _ = query.shape
-        value = torch.unflatten(self.value_proj(memory), 2, (self.heads, -1))
-        with _full_precision(query):
+        value = self.value_proj(memory)
+        if padding is not None:
+            value = value.masked_fill(padding.unsqueeze(-1), 0.0)
+        value = torch.unflatten(value, 2, (self.heads, -1))
+        if reference.dim() == 2:
+            reference = reference.view(1, -1, 1, 2)
+        reference = reference.unsqueeze(3).unsqueeze(2)  # B, Q, 1, L, 1, 2 or 4
+        with full_precision(query):
             query = query.float()
             offsets = self.sampling_offsets(query).view(batch, queries, self.heads, self.levels, self.points, 2)
             weights = self.attention_weights(query).view(batch, queries, self.heads, self.levels * self.points)
             weights = weights.softmax(-1).view(batch, queries, self.heads, self.levels, self.points)
-            # Divided level by level: a tensor of the sizes would bake them into an exported graph.
-            steps = [
-                torch.stack((offsets[:, :, :, level, :, 0] / width, offsets[:, :, :, level, :, 1] / height), dim=-1)
-                for level, (height, width) in enumerate(shapes)
-            ]
-            locations = reference.view(1, -1, 1, 1, 1, 2) + torch.stack(steps, dim=3)
+            if reference.shape[-1] == 4:
+                locations = reference[..., :2] + offsets / self.points * reference[..., 2:] * 0.5
+            else:
+                # Divided level by level: a tensor of the sizes would bake them into an exported graph.
+                steps = [
+                    torch.stack((offsets[:, :, :, level, :, 0] / width, offsets[:, :, :, level, :, 1] / height), dim=-1)
+                    for level, (height, width) in enumerate(shapes)
+                ]
+                locations = reference + torch.stack(steps, dim=3)
             attended = self.sample(value.float(), shapes, locations, weights)
         projected: Tensor = self.output_proj(attended)
         return projected
 
 
-def _full_precision(like: Tensor) -> contextlib.AbstractContextManager[object]:
+def full_precision(like: Tensor) -> contextlib.AbstractContextManager[object]:
     """Switches autocast off where it is on; where it is off, nothing that an exporter would have to trace."""
     kind = like.device.type
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
