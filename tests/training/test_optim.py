@@ -148,7 +148,7 @@ def test_multipliers_compose_with_the_backbones_and_the_longest_counts():
 def test_multipliers_fit_whole_components_only():
     with pytest.raises(UserError, match=r"train\.optim\.multipliers: .*'backbon'.*backbone"):
         parameter_groups(Tiny(), OptimSpec(multipliers={"backbon": 2.0}))
-    with pytest.raises(UserError, match="'0.backbone'"):
+    with pytest.raises(UserError, match=r"'0\.backbone'"):
         parameter_groups(Tiny(), OptimSpec(multipliers={"0.backbone": 2.0}))
 
 

@@ -7,17 +7,19 @@ from typing import Any
 
 from torch import Tensor
 
-from tessera.models import mask2former
+from tessera.models import encoder_decoder, mask2former
 from tessera.models.base import Model, Postprocess
 from tessera.spec.networks import ModelSpec
 from tessera.spec.schema import PostprocessSpec
 from tessera.structures import ClassCatalog
 
 MODELS: dict[str, Callable[[Any, ClassCatalog, PostprocessSpec, bool, bool], Model]] = {
+    "encoder_decoder": encoder_decoder.build,
     "mask2former": mask2former.build,
 }
 
 POSTPROCESS: dict[str, Callable[[Any, ClassCatalog, PostprocessSpec], Postprocess]] = {
+    "encoder_decoder": encoder_decoder.build_postprocess,
     "mask2former": mask2former.build_postprocess,
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,26 +32,28 @@ class Group:
 
 
 def parameter_groups(network: Network, optim: OptimSpec) -> list[Group]:
-    """Trained parameters by (backbone or not, decayed or not), empty groups left out.
+    """Trained parameters by (backbone or not, key of ``multipliers`` or none, decayed or not), empty groups left out.
 
-    As published for Mask2Former: no decay on norms, embeddings and tables of positions.
+    As published for Mask2Former: no decay on norms, embeddings and tables of positions. Raises UserError for a key that fits no
+    parameter, and where none is trained.
     """
     backbone = network.backbone_parameters()
     undecayed = _undecayed(network)
-    found: dict[tuple[bool, bool], list[str]] = {}
+    multiplied = _multiplied(network, optim.multipliers)
+    found: dict[tuple[bool, str, bool], list[str]] = {}
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            found.setdefault((name in backbone, name in undecayed), []).append(name)
+            found.setdefault((name in backbone, multiplied.get(name, ""), name in undecayed), []).append(name)
     if not found:
         raise UserError("train.freeze leaves no parameter to train; freeze less")
     return [
         Group(
-            ("backbone" if in_backbone else "head") + ("_no_decay" if spared else ""),
-            optim.lr * (optim.backbone_multiplier if in_backbone else 1.0),
+            ("backbone" if in_backbone else "head") + (f"[{key}]" if key else "") + ("_no_decay" if spared else ""),
+            optim.lr * (optim.backbone_multiplier if in_backbone else 1.0) * optim.multipliers.get(key, 1.0),
             0.0 if spared else optim.weight_decay,
             tuple(names),
         )
-        for (in_backbone, spared), names in sorted(found.items())
+        for (in_backbone, key, spared), names in sorted(found.items())
     ]
 
 
@@ -116,7 +120,8 @@ class Schedule:
         if optim.lr_scheduler == "StepLR":
             return float(optim.gamma ** (epoch // optim.step_size))
         if optim.lr_scheduler == "WarmupPoly":
-            return float(max(0.0, 1 - step / self.total) ** optim.power)
+            floor = optim.min_lr / optim.lr
+            return float(floor + (1 - floor) * max(0.0, 1 - step / self.total) ** optim.power)
         if optim.lr_scheduler == "ReduceOnPlateau":
             return float(optim.gamma**self.drops)
         return 1.0
@@ -136,6 +141,23 @@ def clip_gradients(parameters: list[Tensor], kind: str, limit: float, order: flo
     elif kind == "value":
         torch.nn.utils.clip_grad_value_(parameters, limit)
     return norm
+
+
+def _multiplied(network: nn.Module, multipliers: Mapping[str, float]) -> dict[str, str]:
+    """Parameter -> the longest key of ``multipliers`` (by components, then letters) that its dotted name holds as whole components."""
+    names = [name for name, _ in network.named_parameters()]
+    found: dict[str, str] = {}
+    for key in sorted(multipliers, key=lambda key: (key.count("."), len(key), key)):
+        fitting = [name for name in names if f".{key}." in f".{name}."]
+        if not fitting:
+            known = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
+            close = difflib.get_close_matches(key, {*known, *names}, n=3) or known[:10]
+            raise UserError(
+                f"train.optim.multipliers: no parameter's name holds {key!r}; expected components of dotted names, such as "
+                f"{', '.join(close)}"
+            )
+        found |= dict.fromkeys(fitting, key)
+    return found
 
 
 def _undecayed(network: nn.Module) -> set[str]:
