@@ -9,7 +9,7 @@ from tessera.data.check import check_dataset
 from tessera.files import UserError
 from tessera.ops.masks import encode_rle
 from tessera.spec.schema import DatasetSpec, SplitSpec
-from tests.data.files import write_coco, write_pairs
+from tests.data.files import opened, write_coco, write_pairs
 from tests.data.test_panoptic import INFOS, scene, write_panoptic
 
 IDS = np.array([[0, 2, 2, 7], [7, 90, 90, 0]], np.uint8)
@@ -87,8 +87,11 @@ def test_dirt_is_a_warning_with_a_count(tmp_path: Path) -> None:
 
 def test_boxes_alone_do_not_train_a_segmentation_model(tmp_path: Path) -> None:
     dataset = only_train(write_coco(tmp_path, [{"id": 1, "category_id": 7, "bbox": [0, 0, 3, 3], "segmentation": []}]))
+    report = check_dataset(dataset, str(tmp_path), progress=False)
+    assert report["modes"] == ["detection"] and report["splits"]["train"]["objects"] == 1
+    assert "pixels" not in report["splits"]["train"]["classes"]["car"]
     with pytest.raises(UserError, match="segmentation needs masks"):
-        check_dataset(dataset, str(tmp_path), progress=False)
+        opened(dataset, tmp_path, "instance")
 
 
 @pytest.mark.parametrize("missing", ["file", "key", "images"])

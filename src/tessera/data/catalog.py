@@ -8,15 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tessera.files import UserError, read_json
-from tessera.spec.schema import DatasetSpec, Mode
+from tessera.spec.checks import MODES
+from tessera.spec.networks import Mode
+from tessera.spec.schema import DatasetSpec
+from tessera.spec.sources import Source, is_pattern, sources
 from tessera.structures import Category, ClassCatalog
-
-MODES: dict[str, tuple[Mode, ...]] = {
-    "mask_pairs": ("semantic",),
-    "coco": ("instance",),
-    "coco_panoptic": ("panoptic", "instance", "semantic"),
-}
-"""What each dataset type can teach."""
 
 
 def require_mode(dataset: DatasetSpec, mode: Mode) -> None:
@@ -31,14 +27,14 @@ def require_mode(dataset: DatasetSpec, mode: Mode) -> None:
 
 
 def load_catalog(dataset: DatasetSpec, data_root: str, mode: Mode) -> ClassCatalog:
-    """The classes that a model of this mode tells apart: all, or the things alone in instance mode."""
+    """The classes that a model of this mode tells apart: all, or the things alone in the modes instance and detection."""
     require_mode(dataset, mode)
     catalog = full_catalog(dataset, data_root)
-    if mode == "instance":
+    if mode in ("instance", "detection"):
         catalog = catalog.things()
         if not len(catalog):
             raise UserError(
-                f"dataset {dataset.name}: no class has isthing 1, so an instance model has nothing to find; set isthing in the label map"
+                f"dataset {dataset.name}: no class has isthing 1, so a model of mode {mode} has nothing to find; set isthing in the label map"
             )
     elif len(catalog) > 255:
         raise UserError(
@@ -61,13 +57,8 @@ def full_catalog(dataset: DatasetSpec, data_root: str) -> ClassCatalog:
             f"dataset {dataset.name}: neither dataset.label_map nor dataset.train.annotations is set, so its classes are unknown"
         )
     else:
-        path = Path(data_root) / dataset.train.annotations
-        content = read_json(path)
-        if not isinstance(content, dict) or not isinstance(content.get("categories"), list):
-            raise UserError(
-                f"{path}: has no list `categories`; expected a COCO file, or set dataset.label_map to name the classes"
-            )
-        catalog = parse_label_map(content["categories"], path, dataset.contiguous_id, dataset.num_classes)
+        categories, path = _listed_categories(dataset, data_root)
+        catalog = parse_label_map(categories, path, dataset.contiguous_id, dataset.num_classes)
     if dataset.type == "mask_pairs" and dataset.ignore_id in catalog.from_dataset_id:
         raise UserError(
             f"{path}: the class with id {dataset.ignore_id} has the id that means unlabeled (dataset.ignore_id); change one of them"
@@ -75,13 +66,69 @@ def full_catalog(dataset: DatasetSpec, data_root: str) -> ClassCatalog:
     return catalog
 
 
+def require_match(source: Source, data_root: str, dataset: DatasetSpec, split: str) -> None:
+    """Raises UserError for a pattern that no file matches."""
+    if is_pattern(source.annotations) and not (Path(data_root) / source.annotations).exists():
+        raise UserError(
+            f"{Path(data_root) / source.annotations}: no file matches this pattern (dataset.{split}.annotations of {dataset.name})"
+        )
+
+
+def _listed_categories(dataset: DatasetSpec, data_root: str) -> tuple[list[Any], Path]:
+    """The categories of all train annotation files in order of first appearance, and the file to name in messages.
+
+    Entries of equal id must be equal in name; readers compare those of the other splits.
+    """
+    merged: list[Any] = []
+    named: dict[Any, tuple[Any, Path]] = {}
+    files = sources(dataset.train, data_root)
+    for source in files:
+        require_match(source, data_root, dataset, "train")
+        path = Path(data_root) / source.annotations
+        content = read_json(path)
+        if not isinstance(content, dict) or not isinstance(content.get("categories"), list):
+            raise UserError(
+                f"{path}: has no list `categories`; expected a COCO file, or set dataset.label_map to name the classes"
+            )
+        if len(files) == 1:
+            return content["categories"], path
+        for entry in content["categories"]:
+            identity, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
+            known, first = named.setdefault(repr(identity), (name, path))
+            if known != name:
+                raise UserError(
+                    f"category {identity} is {known!r} in {first} and {name!r} in {path}; "
+                    "files of one split must agree on their categories, or dataset.label_map must name the classes"
+                )
+            if first == path:
+                merged.append(entry)
+    return merged, Path(data_root) / files[0].annotations
+
+
 def read_label_map(path: Path, contiguous: bool = True, num_classes: int | None = None) -> ClassCatalog:
     """A JSON list of ``id`` (above 0), ``name``, ``color`` (optional), ``isthing`` (optional, 1), validated; all faults in one UserError.
+    Of a ``.txt`` file each line is a name, and its number the id.
 
     ``contiguous``: the classes are the entries in order. Otherwise they are the ids 1..``num_classes``, and ids that the map does
     not name become ``unused_<id>``.
     """
-    return parse_label_map(read_json(path), path, contiguous, num_classes)
+    value = _class_map(path) if path.suffix == ".txt" else read_json(path)
+    return parse_label_map(value, path, contiguous, num_classes)
+
+
+def _class_map(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected a class map with one name a line") from None
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: is not a text file ({error}); expected a class map with one name a line") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise UserError(
+                f"{path}: line {number} is empty; expected a class name on every line, because the number of the line is the id"
+            )
+    return [{"id": number, "name": line.strip()} for number, line in enumerate(lines, 1)]
 
 
 def parse_label_map(value: Any, path: Path, contiguous: bool = True, num_classes: int | None = None) -> ClassCatalog:

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 from rich.progress import Progress
 
-from tessera.data.catalog import MODES, load_catalog
+from tessera.data.catalog import load_catalog
 from tessera.data.datasets import SegmentationDataset, index_dataset
 from tessera.data.reader import Findings
+from tessera.data.transforms import has_pixels, resize_target, select
 from tessera.files import UserError
 from tessera.ops.images import read_image, read_image_size
+from tessera.spec.checks import MODES
+from tessera.spec.networks import Mode
 from tessera.spec.schema import DatasetSpec
 from tessera.structures import ClassCatalog, Target
 
@@ -39,23 +42,30 @@ class _Totals:
     def add(self, target: Target) -> None:
         self.images += 1
         self.crowd += int(target.iscrowd.sum())
-        labels = target.labels[~target.iscrowd].tolist()
-        pixels = [int(np.count_nonzero(mask)) for mask in target.masks[~target.iscrowd].numpy()]
+        shown = select(target, ~target.iscrowd)
+        if shown.masks is None and shown.size is not None:
+            trained = resize_target(shown, shown.size)
+            shown = select(shown, has_pixels(trained))
+        labels = shown.labels.tolist()
         self.empty_images += not labels
         self.objects.update(labels)
         self.containing.update(set(labels))
-        for label, count in zip(labels, pixels, strict=True):
-            self.pixels[label] += count
+        if shown.masks is not None:
+            for label, mask in zip(labels, shown.masks.numpy(), strict=True):
+                self.pixels[label] += int(np.count_nonzero(mask))
 
 
 def check_dataset(dataset: DatasetSpec, data_root: str, progress: bool = True) -> dict[str, Any]:
     """Counts per split and class, and warnings (with how often each occurred), for ``check.json``.
 
+    COCO files without any mask in the train split are checked for what they serve, mode detection.
+
     Raises one UserError with every error found: missing, unreadable or truncated files, sizes that differ, ids outside the
     classes, repeated ids and names, damaged masks, empty splits. Warnings are what training does without: annotations without a
     pixel, images in two splits, classes that never occur.
     """
-    catalog = load_catalog(dataset, data_root, MODES[dataset.type][0])
+    mode: Mode = MODES[dataset.type][0]
+    catalog = load_catalog(dataset, data_root, mode)
     everything = Findings()
     splits: dict[str, Any] = {}
     names: dict[str, set[str]] = {}
@@ -66,13 +76,16 @@ def check_dataset(dataset: DatasetSpec, data_root: str, progress: bool = True) -
             continue
         findings = Findings()
         try:
-            reader = index_dataset(dataset, split, catalog, MODES[dataset.type][0], data_root, findings)
+            reader = index_dataset(dataset, split, catalog, mode, data_root, findings)
+            if split == "train" and not reader.has_masks:
+                mode, findings = "detection", Findings()
+                reader = index_dataset(dataset, split, catalog, mode, data_root, findings)
         except UserError as error:
             everything.errors.append(f"{split}: {error}")
             continue
         names[split] = {PurePosixPath(name).name for name in reader.file_names}
         totals = _inspect_split(reader, split, findings, progress)
-        splits[split] = _summary(totals, catalog, findings)
+        splits[split] = _summary(totals, catalog, findings, masks=mode != "detection")
         everything.errors += [f"{split}: {error}" for error in findings.errors]
         everything.warnings.update({f"{split}: {text}": count for text, count in findings.warnings.items()})
     _compare_splits(names, everything)
@@ -80,6 +93,7 @@ def check_dataset(dataset: DatasetSpec, data_root: str, progress: bool = True) -
     return {
         "dataset": dataset.name,
         "type": dataset.type,
+        "modes": [mode] if mode == "detection" else list(MODES[dataset.type]),
         "classes": catalog.to_json(),
         "splits": splits,
         "warnings": dict(sorted(everything.warnings.items())),
@@ -99,11 +113,6 @@ def _inspect_split(reader: SegmentationDataset, split: str, findings: Findings, 
             if target is not None:
                 totals.add(target)
             bar.advance(task)
-    unmasked = findings.warnings["annotation without a mask, left out"]
-    if unmasked and not totals.objects:
-        findings.errors.append(
-            f"{reader.source}: none of its {unmasked} annotation(s) has a mask (`segmentation`); segmentation needs masks, boxes are not enough"
-        )
     return totals
 
 
@@ -128,7 +137,7 @@ def _inspect(reader: SegmentationDataset, index: int) -> tuple[Target | None, Fi
     return None, findings
 
 
-def _summary(totals: _Totals, catalog: ClassCatalog, findings: Findings) -> dict[str, Any]:
+def _summary(totals: _Totals, catalog: ClassCatalog, findings: Findings, masks: bool) -> dict[str, Any]:
     absent = [name for label, name in enumerate(catalog.names) if not totals.objects[label]]
     if absent and totals.images:
         shown = ", ".join(absent[:10]) + (", ..." if len(absent) > 10 else "")
@@ -142,7 +151,7 @@ def _summary(totals: _Totals, catalog: ClassCatalog, findings: Findings) -> dict
             name: {
                 "objects": totals.objects[label],
                 "images": totals.containing[label],
-                "pixels": totals.pixels[label],
+                **({"pixels": totals.pixels[label]} if masks else {}),
             }
             for label, name in enumerate(catalog.names)
         },

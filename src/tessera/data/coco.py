@@ -1,8 +1,7 @@
-"""COCO instance annotations: polygons of several parts, compressed and plain run lengths, crowd regions, sparse category ids."""
+"""COCO instance annotations: boxes, polygons of several parts, compressed and plain run lengths, crowd regions, sparse category ids."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
@@ -13,9 +12,27 @@ import numpy.typing as npt
 import torch
 from pycocotools import mask as coco_mask
 
-from tessera.data.coco_index import hashable_id, index_coco, is_whole, read_coco, report_unknown_categories
-from tessera.data.reader import Findings, Records, SegmentationDataset, empty_target, report_repeated
+from tessera.data.coco_index import (
+    category_names,
+    hashable_id,
+    index_coco,
+    is_whole,
+    read_coco,
+    report_unknown_categories,
+)
+from tessera.data.reader import (
+    Findings,
+    Records,
+    SegmentationDataset,
+    box_target,
+    empty_target,
+    is_number,
+    parse_box,
+    report_box,
+    report_repeated,
+)
 from tessera.ops.masks import decode_rle, masks_to_boxes
+from tessera.spec.networks import Mode
 from tessera.structures import ClassCatalog, Target
 
 _FARTHEST = 10
@@ -25,16 +42,25 @@ _FARTHEST = 10
 class CocoInstances(SegmentationDataset):
     """Every annotated object is kept, overlapping ones too; those of classes outside ``catalog`` (stuff) are left out.
 
-    Annotations without a usable mask are left out with a warning: no mask, a polygon of fewer than three points, no pixel.
+    Mode instance: annotations without a usable mask are left out with a warning: no mask, a polygon of fewer than three points, no
+    pixel. Mode detection: boxes alone, as annotated; masks are not even looked at.
     """
 
     def __init__(
-        self, annotations: Path, image_folder: Path, catalog: ClassCatalog, known: Collection[int], findings: Findings
+        self,
+        annotations: Path,
+        image_folder: Path,
+        catalog: ClassCatalog,
+        known: Collection[int],
+        mode: Mode,
+        findings: Findings,
     ) -> None:
         """``known``: every category id of the dataset, stuff included; any other id is an error."""
         self.source = annotations
         self.image_folder = image_folder
-        index = index_coco(read_coco(annotations, segments=False), findings)
+        content = read_coco(annotations, segments=False)
+        self.categories = category_names(content)
+        index = index_coco(content, findings)
         every = [item for group in index.annotations.values() for item in group]
         report_unknown_categories(Counter(hashable_id(item.get("category_id")) for item in every), known, findings)
         report_repeated((hashable_id(item["id"]) for item in every if "id" in item), "annotation id", findings)
@@ -46,18 +72,26 @@ class CocoInstances(SegmentationDataset):
             )
         self.file_names = [image["file_name"] for image in index.images]
         self.image_ids = [image["id"] for image in index.images]
+        self.has_masks = not every or any(item.get("segmentation") for item in every)
+        self._boxes_only = mode == "detection"
         self._labels = catalog.from_dataset_id
         self._records = Records(
             {
                 "size": [image["height"], image["width"]],
-                "objects": [
-                    {key: item.get(key) for key in ("id", "category_id", "segmentation", "bbox", "area", "iscrowd")}
-                    for item in index.annotations.get(image["id"], [])
-                    if hashable_id(item.get("category_id")) in self._labels
-                ],
+                "objects": self._objects(index.annotations.get(image["id"], []), image["file_name"], findings),
             }
             for image in index.images
         )
+
+    def _objects(self, annotations: list[dict[str, Any]], name: str, findings: Findings) -> list[dict[str, Any]]:
+        found = [item for item in annotations if hashable_id(item.get("category_id")) in self._labels]
+        keys = ["id", "category_id", "bbox", "area", "iscrowd"]
+        if self._boxes_only:
+            # Their form is checked now: an image is first read in the middle of an epoch.
+            found = [item for item in found if parse_box(item.get("bbox"), _where(name, item), findings) is not None]
+        else:
+            keys.append("segmentation")
+        return [{key: item.get(key) for key in keys} for item in found]
 
     def annotated_size(self, index: int) -> tuple[int, int] | None:
         height, width = self._records[index]["size"]
@@ -65,11 +99,17 @@ class CocoInstances(SegmentationDataset):
 
     def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
         self.check_size(index, size, findings)
+        objects = self._records[index]["objects"]
+        if self._boxes_only:
+            return box_target(objects, self._labels, size, findings)
         kept = []
         masks = []
-        for item in self._records[index]["objects"]:
-            where = f"{self.file_names[index]}, annotation {item['id']}"
-            _check_box(item["bbox"], size, where, findings)
+        for item in objects:
+            where = _where(self.file_names[index], item)
+            # Boxes are informative here, since tight ones are made from the masks; a wrong one hints at other trouble.
+            box = None if item["bbox"] is None else parse_box(item["bbox"], where, findings)
+            if box is not None:
+                report_box(box, size, findings)
             mask = parse_segmentation(item["segmentation"], size, where, findings)
             if mask is not None:
                 kept.append(item)
@@ -85,6 +125,7 @@ class CocoInstances(SegmentationDataset):
             areas=torch.tensor(
                 [_area(item, mask) for item, mask in zip(kept, masks, strict=True)], dtype=torch.float64
             ),
+            size=size,
         )
 
 
@@ -110,7 +151,7 @@ def parse_segmentation(
 def _polygons(parts: list[Any], size: tuple[int, int], where: str, findings: Findings) -> npt.NDArray[np.bool_] | None:
     usable = []
     for part in parts:
-        if not isinstance(part, list) or len(part) % 2 or not all(_is_number(value) for value in part):
+        if not isinstance(part, list) or len(part) % 2 or not all(is_number(value) for value in part):
             findings.errors.append(
                 f"{where}: a polygon is not a list of x, y pairs of finite numbers, as [x1, y1, x2, y2, ...]"
             )
@@ -188,23 +229,9 @@ def _expand(text: str) -> list[int] | None:
     return None if shift else counts
 
 
-def _check_box(box: Any, size: tuple[int, int], where: str, findings: Findings) -> None:
-    """Boxes are informative here, since tight ones are made from the masks; a wrong one hints at other trouble."""
-    if box is None:
-        return
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        findings.errors.append(f"{where}: bbox is {box!r}, expected [x, y, width, height]")
-        return
-    x, y, width, height = box
-    if width <= 0 or height <= 0:
-        findings.warnings["box without area"] += 1
-    elif x < -1 or y < -1 or x + width > size[1] + 1 or y + height > size[0] + 1:
-        findings.warnings["box that reaches out of the image"] += 1
+def _where(file_name: str, annotation: dict[str, Any]) -> str:
+    return f"{file_name}, annotation {annotation.get('id')}"
 
 
 def _area(item: dict[str, Any], mask: npt.NDArray[np.bool_]) -> float:
-    return float(item["area"]) if _is_number(item["area"]) else float(mask.sum())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(item["area"]) if is_number(item["area"]) else float(mask.sum())

@@ -36,13 +36,20 @@ def read_coco(path: Path, segments: bool) -> dict[str, Any]:
         if segments:
             raise UserError(
                 f"{path}: holds COCO instance annotations (no `segments_info`), but dataset.type is coco_panoptic. "
-                "Set dataset.type to coco and model.mode to instance, or give the panoptic JSON."
+                "Set dataset.type to coco and model.mode to instance or detection, or give the panoptic JSON."
             )
         raise UserError(
             f"{path}: holds COCO panoptic annotations (`segments_info`), but dataset.type is coco. "
             "Set dataset.type to coco_panoptic and the split's `panoptic` folder, or give the instance JSON."
         )
     return dict(content)
+
+
+def category_names(content: dict[str, Any]) -> dict[int, str]:
+    """Dataset id -> name as the file lists them; entries without both are left out, since a label map may say more."""
+    listed = content.get("categories")
+    entries = [item for item in listed if isinstance(item, dict)] if isinstance(listed, list) else []
+    return {item["id"]: str(item["name"]) for item in entries if is_whole(item.get("id")) and "name" in item}
 
 
 def index_coco(content: dict[str, Any], findings: Findings) -> CocoIndex:

@@ -24,7 +24,9 @@ from tessera.data.transforms import (
 )
 from tessera.files import UserError
 from tessera.ops.images import input_size, make_batch, pad_and_stack, padded_size
-from tessera.spec.schema import AugmentationSpec, DatasetSpec, Mode, Spec
+from tessera.spec.networks import Mode
+from tessera.spec.schema import AugmentationSpec, DatasetSpec, Spec
+from tessera.spec.sources import sources
 from tessera.structures import Batch, ClassCatalog, ImageMeta, Sample, Target
 
 _DIVISOR = 32
@@ -56,7 +58,7 @@ def train_loader(
         AugmentedDataset(dataset, augmentation, section.target_size, spec.seed),
         batch_sampler=batches,
         num_workers=section.num_workers,
-        collate_fn=TrainCollate(augmentation.train_crop_size, spec.model.pixel_mean),
+        collate_fn=TrainCollate(augmentation.train_crop_size or augmentation.fixed_padding, spec.model.pixel_mean),
         generator=_own_generator(),
     )
 
@@ -211,11 +213,12 @@ class ReadDataset(Dataset[Sample]):
 
 @dataclass(frozen=True)
 class TrainCollate:
-    crop_size: tuple[int, int]
+    size: tuple[int, int] | None
+    """(height, width) that holds every image; None: a batch is as large as its largest image."""
     pixel_mean: tuple[float, float, float]
 
     def __call__(self, items: list[tuple[Sample, tuple[int, int]]]) -> Batch:
-        size = padded_size([self.crop_size], _DIVISOR)
+        size = padded_size([self.size] if self.size else [_size(sample.image) for sample, _ in items], _DIVISOR)
         images, padding = pad_and_stack([sample.image for sample, _ in items], size, self.pixel_mean)
         metas = [
             ImageMeta(sample.image_id, sample.file_name, original, _size(sample.image)) for sample, original in items
@@ -268,15 +271,16 @@ def _own_generator() -> torch.Generator:
 
 def _open(spec: Spec, split: str, catalog: ClassCatalog) -> SegmentationDataset:
     root = Path(spec.data_root)
-    names = (spec.dataset.label_map, getattr(spec.dataset, split).annotations)
-    stamps = tuple(_stamp(root / name) for name in names if name is not None)
+    label_map = spec.dataset.label_map
+    names = [source.annotations for source in sources(getattr(spec.dataset, split), root)]
+    stamps = tuple((name, *_stamp(root / name)) for name in ([label_map] if label_map else []) + names)
     text = spec.dataset.model_dump_json()
     return _open_once(text, split, catalog, spec.model.mode, spec.data_root, stamps)
 
 
 @functools.lru_cache(maxsize=4)
 def _open_once(
-    text: str, split: str, catalog: ClassCatalog, mode: Mode, data_root: str, _stamps: tuple[tuple[int, int], ...]
+    text: str, split: str, catalog: ClassCatalog, mode: Mode, data_root: str, _stamps: tuple[tuple[str, int, int], ...]
 ) -> SegmentationDataset:
     """Every epoch makes its loader anew; the annotations are parsed again only when a file has changed."""
     return open_dataset(DatasetSpec.model_validate_json(text), split, catalog, mode, data_root)

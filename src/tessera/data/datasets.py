@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
-from tessera.data.catalog import full_catalog, require_mode
+from tessera.data.catalog import full_catalog, require_match, require_mode
 from tessera.data.coco import CocoInstances
+from tessera.data.joined import JoinedDataset
 from tessera.data.mask_pairs import MaskPairs
 from tessera.data.panoptic import CocoPanoptic
 from tessera.data.reader import Findings, SegmentationDataset
 from tessera.files import UserError
-from tessera.spec.schema import DatasetSpec, Mode
+from tessera.spec.networks import Mode
+from tessera.spec.schema import DatasetSpec
+from tessera.spec.sources import Source, sources
 from tessera.structures import ClassCatalog
 
 __all__ = ["SegmentationDataset", "index_dataset", "open_dataset"]
@@ -25,6 +30,11 @@ def open_dataset(
     """
     findings = Findings()
     opened = index_dataset(dataset, split, catalog, mode, data_root, findings)
+    if mode != "detection" and not opened.has_masks:
+        findings.errors.append(
+            "none of its annotations has a mask (`segmentation`); segmentation needs masks, boxes are not enough: they serve a model "
+            "of mode detection"
+        )
     findings.raise_errors(str(opened.source))
     if not len(opened):
         raise UserError(
@@ -36,23 +46,45 @@ def open_dataset(
 def index_dataset(
     dataset: DatasetSpec, split: str, catalog: ClassCatalog, mode: Mode, data_root: str, findings: Findings
 ) -> SegmentationDataset:
-    """``open_dataset`` that collects the faults of the annotations instead of raising them."""
+    """``open_dataset`` that collects the faults of the annotations instead of raising them, except that there is no mask at all."""
     require_mode(dataset, mode)
     section = getattr(dataset, split)
+    _require(section.annotations, dataset, f"{split}.annotations")
+    if dataset.type != "mask_pairs":
+        _require(section.images, dataset, f"{split}.images")
+    if dataset.type == "coco_panoptic":
+        _require(section.panoptic, dataset, f"{split}.panoptic")
     root = Path(data_root)
-    annotations = root / _required(section.annotations, dataset, f"{split}.annotations")
-    images = None if section.images is None else root / section.images
-    if dataset.type == "mask_pairs":
-        return MaskPairs(annotations, images, catalog, dataset.ignore_id, findings)
-    images = root / _required(section.images, dataset, f"{split}.images")
-    known = full_catalog(dataset, data_root).from_dataset_id
-    if dataset.type == "coco":
-        return CocoInstances(annotations, images, catalog, known, findings)
-    panoptic = root / _required(section.panoptic, dataset, f"{split}.panoptic")
-    return CocoPanoptic(annotations, images, panoptic, catalog, known, mode, findings)
+    known = () if dataset.type == "mask_pairs" else full_catalog(dataset, data_root).from_dataset_id
+
+    def reader(source: Source, found: Findings) -> SegmentationDataset:
+        annotations = root / source.annotations
+        images = None if source.images is None else root / source.images
+        if images is None or dataset.type == "mask_pairs":
+            return MaskPairs(annotations, images, catalog, dataset.ignore_id, found)
+        if source.panoptic is None or dataset.type == "coco":
+            return CocoInstances(annotations, images, catalog, known, mode, found)
+        return CocoPanoptic(annotations, images, root / source.panoptic, catalog, known, mode, found)
+
+    chosen = sources(section, data_root)
+    if len(chosen) == 1:
+        require_match(chosen[0], data_root, dataset, split)
+        return reader(chosen[0], findings)
+    for name, count in Counter(source.annotations for source in chosen).items():
+        if count > 1:
+            raise UserError(
+                f"dataset {dataset.name}: dataset.{split}.annotations leads to {name} {count} times, expected once"
+            )
+    readers = []
+    for source in chosen:
+        require_match(source, data_root, dataset, split)
+        own = Findings()
+        readers.append(reader(source, own))
+        findings.errors += [f"{root / source.annotations}: {error}" for error in own.errors]
+        findings.warnings.update(own.warnings)
+    return JoinedDataset(readers, findings)
 
 
-def _required(value: str | None, dataset: DatasetSpec, key: str) -> str:
+def _require(value: Any, dataset: DatasetSpec, key: str) -> None:
     if value is None:
         raise UserError(f"dataset {dataset.name}: dataset.{key} is not set, which type {dataset.type} needs")
-    return value

@@ -13,6 +13,7 @@ import torch
 
 from tessera.data.coco_index import (
     CocoIndex,
+    category_names,
     hashable_id,
     index_coco,
     is_whole,
@@ -23,19 +24,23 @@ from tessera.data.reader import (
     Findings,
     Records,
     SegmentationDataset,
+    box_target,
     class_target,
     empty_target,
+    is_number,
+    parse_box,
     relative_name,
 )
 from tessera.files import UserError
 from tessera.ops.images import open_image
 from tessera.ops.masks import masks_to_boxes
-from tessera.spec.schema import Mode
+from tessera.spec.networks import Mode
 from tessera.structures import IGNORE, ClassCatalog, Target
 
 
 class CocoPanoptic(SegmentationDataset):
     """Panoptic mode: a mask per segment and the semantic map. Semantic mode: a mask per class and the map. Instance mode: things alone.
+    Detection mode: the things' boxes as the JSON has them; the PNG files are not opened.
 
     Left out with a warning: segments of the JSON without a pixel in the PNG, and pixels whose id the JSON does not list (void).
     An image without annotation has nothing to be found, and every pixel of it is void.
@@ -57,10 +62,12 @@ class CocoPanoptic(SegmentationDataset):
         self._panoptic_folder = panoptic_folder
         self._mode = mode
         self._labels = catalog.from_dataset_id
-        index = index_coco(read_coco(annotations, segments=True), findings)
+        content = read_coco(annotations, segments=True)
+        self.categories = category_names(content)
+        index = index_coco(content, findings)
         self.file_names = [image["file_name"] for image in index.images]
         self.image_ids = [image["id"] for image in index.images]
-        self._records = Records(_records(index, known, findings))
+        self._records = Records(self._index(index, known, findings))
 
     def annotated_size(self, index: int) -> tuple[int, int] | None:
         height, width = self._records[index]["size"]
@@ -68,22 +75,27 @@ class CocoPanoptic(SegmentationDataset):
 
     def mask_path(self, index: int) -> Path | None:
         name = self._records[index]["file_name"]
-        return None if name is None else self._panoptic_folder / name
+        return None if name is None or self._mode == "detection" else self._panoptic_folder / name
 
     def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
         self.check_size(index, size, findings)
         record = self._records[index]
         if record["file_name"] is None:
             findings.warnings["image without a panoptic annotation, taken as void"] += 1
-            return empty_target(size, semantic=self._mode != "instance")
+            return self._nothing(size)
+        if self._mode == "detection":
+            return box_target(record["segments"], self._labels, size, findings)
         path = self._panoptic_folder / record["file_name"]
         ids = read_panoptic_ids(path)
         if ids.shape != size:
             findings.errors.append(
                 f"{path}: is {ids.shape[1]}x{ids.shape[0]} (width x height), its image {self.file_names[index]} is {size[1]}x{size[0]}"
             )
-            return empty_target(size, semantic=self._mode != "instance")
+            return self._nothing(size)
         return self._target(ids, record["segments"], findings)
+
+    def _nothing(self, size: tuple[int, int]) -> Target:
+        return empty_target(size, self._mode in ("panoptic", "semantic"), self._mode != "detection")
 
     def _target(self, ids: npt.NDArray[np.int32], segments: list[dict[str, Any]], findings: Findings) -> Target:
         present, inverse, counts = np.unique(ids, return_inverse=True, return_counts=True)
@@ -99,7 +111,7 @@ class CocoPanoptic(SegmentationDataset):
         found = [item for item in segments if item["id"] in pixels and hashable_id(item["category_id"]) in self._labels]
         labels = {item["id"]: self._labels[item["category_id"]] for item in found}
         semantic: npt.NDArray[np.uint8] | None = None
-        if self._mode != "instance":
+        if self._mode in ("panoptic", "semantic"):
             table = np.array([labels.get(value, IGNORE) for value in present.tolist()], np.uint8)
             semantic = table[inverse].reshape(ids.shape)
         if self._mode == "semantic" and semantic is not None:
@@ -116,7 +128,60 @@ class CocoPanoptic(SegmentationDataset):
                 [pixels[item["id"]] if item["area"] is None else item["area"] for item in found], dtype=torch.float64
             ),
             semantic=None if semantic is None else torch.from_numpy(semantic),
+            size=(ids.shape[0], ids.shape[1]),
         )
+
+    def _index(self, index: CocoIndex, known: Collection[int], findings: Findings) -> list[dict[str, Any]]:
+        categories: Counter[Any] = Counter()
+        records = []
+        for image in index.images:
+            name = image["file_name"]
+            annotations = index.annotations.get(image["id"], [])
+            if len(annotations) > 1:
+                findings.errors.append(f"{name}: has {len(annotations)} panoptic annotations, expected one")
+            record: dict[str, Any] = {"size": [image["height"], image["width"]], "file_name": None, "segments": []}
+            if annotations:
+                record["file_name"] = relative_name(
+                    annotations[0].get("file_name"), findings, f"{name}: file_name of its annotation"
+                )
+                record["segments"] = self._segments(annotations[0].get("segments_info"), name, categories, findings)
+            records.append(record)
+        report_unknown_categories(categories, known, findings)
+        return records
+
+    def _segments(self, value: Any, name: str, categories: Counter[Any], findings: Findings) -> list[dict[str, Any]]:
+        if not isinstance(value, list):
+            findings.errors.append(f"{name}: segments_info is {type(value).__name__}, expected a list")
+            return []
+        segments = []
+        seen: set[int] = set()
+        for item in value:
+            identity = item.get("id") if isinstance(item, dict) else None
+            if not is_whole(identity) or identity < 1:
+                findings.errors.append(
+                    f"{name}: a segment has id {identity!r}, expected a whole number above 0 (0 is void)"
+                )
+                continue
+            if identity in seen:
+                findings.errors.append(f"{name}: segment id {identity} occurs more than once")
+                continue
+            seen.add(identity)
+            category = hashable_id(item.get("category_id"))
+            categories[category] += 1
+            segment = {
+                "id": identity,
+                "category_id": item.get("category_id"),
+                "area": float(item["area"]) if is_number(item.get("area")) else None,
+                "iscrowd": bool(item.get("iscrowd", 0)),
+            }
+            if self._mode == "detection":
+                if category not in self._labels:
+                    continue
+                segment["bbox"] = parse_box(item.get("bbox"), f"{name}, segment {identity}", findings)
+                if segment["bbox"] is None:
+                    continue
+            segments.append(segment)
+        return segments
 
 
 def read_panoptic_ids(path: Path) -> npt.NDArray[np.int32]:
@@ -129,52 +194,3 @@ def read_panoptic_ids(path: Path) -> npt.NDArray[np.int32]:
         channels = np.array(image.convert("RGB"), dtype=np.int32)
     ids: npt.NDArray[np.int32] = channels[..., 0] + 256 * channels[..., 1] + 65536 * channels[..., 2]
     return ids
-
-
-def _records(index: CocoIndex, known: Collection[int], findings: Findings) -> list[dict[str, Any]]:
-    categories: Counter[Any] = Counter()
-    records = []
-    for image in index.images:
-        name = image["file_name"]
-        annotations = index.annotations.get(image["id"], [])
-        if len(annotations) > 1:
-            findings.errors.append(f"{name}: has {len(annotations)} panoptic annotations, expected one")
-        record: dict[str, Any] = {"size": [image["height"], image["width"]], "file_name": None, "segments": []}
-        if annotations:
-            record["file_name"] = relative_name(
-                annotations[0].get("file_name"), findings, f"{name}: file_name of its annotation"
-            )
-            record["segments"] = _segments(annotations[0].get("segments_info"), name, categories, findings)
-        records.append(record)
-    report_unknown_categories(categories, known, findings)
-    return records
-
-
-def _segments(value: Any, name: str, categories: Counter[Any], findings: Findings) -> list[dict[str, Any]]:
-    if not isinstance(value, list):
-        findings.errors.append(f"{name}: segments_info is {type(value).__name__}, expected a list")
-        return []
-    segments = []
-    seen: set[int] = set()
-    for item in value:
-        identity = item.get("id") if isinstance(item, dict) else None
-        if not is_whole(identity) or identity < 1:
-            findings.errors.append(
-                f"{name}: a segment has id {identity!r}, expected a whole number above 0 (0 is void)"
-            )
-            continue
-        if identity in seen:
-            findings.errors.append(f"{name}: segment id {identity} occurs more than once")
-            continue
-        seen.add(identity)
-        categories[hashable_id(item.get("category_id"))] += 1
-        area = item.get("area")
-        segments.append(
-            {
-                "id": identity,
-                "category_id": item.get("category_id"),
-                "area": float(area) if isinstance(area, (int, float)) else None,
-                "iscrowd": bool(item.get("iscrowd", 0)),
-            }
-        )
-    return segments

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -69,6 +70,10 @@ class SegmentationDataset(ABC):
     file_names: list[str]
     """Relative to the image folder, with forward slashes, unique."""
     image_ids: list[int]
+    categories: dict[int, str] = {}  # noqa: RUF012  # readers replace it, nobody adds to it
+    """Dataset id -> name, where the annotation file lists its classes."""
+    has_masks: bool = True
+    """False where there are annotations and none of them has a mask: they serve mode detection alone."""
 
     def __len__(self) -> int:
         return len(self.file_names)
@@ -111,16 +116,70 @@ class SegmentationDataset(ABC):
             )
 
 
-def empty_target(size: tuple[int, int], semantic: bool) -> Target:
-    """Nothing to be found; ``semantic``: with a map of ignored pixels."""
+def empty_target(size: tuple[int, int], semantic: bool, masks: bool = True) -> Target:
+    """Nothing to be found; ``semantic``: with a map of ignored pixels; ``masks`` False: boxes alone were asked for."""
     return Target(
         labels=torch.zeros(0, dtype=torch.int64),
-        masks=torch.zeros(0, *size, dtype=torch.bool),
+        masks=torch.zeros(0, *size, dtype=torch.bool) if masks else None,
         boxes=torch.zeros(0, 4),
         iscrowd=torch.zeros(0, dtype=torch.bool),
         areas=torch.zeros(0, dtype=torch.float64),
         semantic=torch.full(size, IGNORE, dtype=torch.uint8) if semantic else None,
+        size=size,
     )
+
+
+def parse_box(value: Any, where: str, findings: Findings) -> list[float] | None:
+    """``[x, y, width, height]`` in pixels; None, with an error, for anything else."""
+    if not isinstance(value, list) or len(value) != 4 or not all(is_number(side) for side in value):
+        findings.errors.append(f"{where}: bbox is {value!r}, expected [x, y, width, height]")
+    elif value[2] < 0 or value[3] < 0:
+        findings.errors.append(
+            f"{where}: bbox is {value!r}, whose width or height is negative; expected [x, y, width, height], not two corners"
+        )
+    else:
+        return value
+    return None
+
+
+def report_box(box: list[float], size: tuple[int, int], findings: Findings) -> None:
+    """Counts what is wrong with a well-formed box in an image of (height, width) ``size``."""
+    x, y, width, height = box
+    if width == 0 or height == 0:
+        findings.warnings["box without area"] += 1
+    elif x >= size[1] or y >= size[0] or x + width <= 0 or y + height <= 0:
+        findings.warnings["box outside its image"] += 1
+    elif x < -1 or y < -1 or x + width > size[1] + 1 or y + height > size[0] + 1:
+        findings.warnings["box that reaches out of the image"] += 1
+
+
+def box_target(
+    objects: list[dict[str, Any]], labels: dict[int, int], size: tuple[int, int], findings: Findings
+) -> Target:
+    """What metrics compare boxes with: every well-formed ``bbox`` as annotated, also where it has no area or leaves the image.
+
+    ``objects`` have ``category_id``, ``bbox``, ``area`` (a number, or the box's own) and ``iscrowd``; ``labels`` leads from dataset
+    to contiguous ids.
+    """
+    if not objects:
+        return empty_target(size, semantic=False, masks=False)
+    for item in objects:
+        report_box(item["bbox"], size, findings)
+    corners = torch.tensor([item["bbox"] for item in objects], dtype=torch.float64)
+    corners[:, 2:] += corners[:, :2]
+    areas = [item["area"] if is_number(item["area"]) else item["bbox"][2] * item["bbox"][3] for item in objects]
+    return Target(
+        labels=torch.tensor([labels[item["category_id"]] for item in objects]),
+        masks=None,
+        boxes=corners,
+        iscrowd=torch.tensor([bool(item["iscrowd"]) for item in objects]),
+        areas=torch.tensor(areas, dtype=torch.float64),
+        size=size,
+    )
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def class_target(semantic: npt.NDArray[np.uint8]) -> Target:
@@ -138,6 +197,7 @@ def class_target(semantic: npt.NDArray[np.uint8]) -> Target:
         iscrowd=torch.zeros(len(masks), dtype=torch.bool),
         areas=torch.from_numpy(counts[kept].astype(np.float64)),
         semantic=torch.from_numpy(semantic),
+        size=(height, width),
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from tessera.ops.boxes import clip_boxes, scale_boxes
 from tessera.ops.images import resize, test_size
 from tessera.ops.masks import masks_to_boxes, nearest_index, resize_nearest
 from tessera.spec.schema import AugmentationSpec
@@ -41,52 +44,111 @@ def augment(
     target_size: tuple[int, int] | None,
     generator: np.random.Generator,
 ) -> tuple[Tensor, Target]:
-    """(3, H, W) uint8 to (3, h, w) uint8 with h, w no larger than ``train_crop_size``, and the target at that size.
+    """(3, H, W) uint8 to (3, h, w) uint8 with h, w no larger than ``train_crop_size`` or ``fixed_padding``, and the target at that size.
 
-    In order: stretch to ``target_size``, horizontal flip, colour jitter, resize (shortest edge, or large-scale jitter), random crop.
-    Crowd regions and what the crop leaves no pixel of are dropped; boxes become tight again; ``areas`` stay those of the original.
+    In order: stretch to ``target_size``, horizontal flip, colour jitter, resizing and cropping as the spec says.
+    Crowd regions and what the crop leaves no pixel of are dropped; boxes become tight again, or are clipped where there are no masks;
+    ``areas`` stay those of the original.
     """
+    kept = ~target.iscrowd
+    view = _View.of(image, target.boxes[kept])
     if target_size is not None:
-        image = resize(image, target_size)
-        target = resize_target(target, target_size)
+        view.resize(target_size)
     flip = generator.random() < augmentation.flip
     if augmentation.color_jitter:
-        image = jitter_colors(image, generator)
+        view.image = jitter_colors(view.image, generator)
     if flip:
-        image = image.flip(-1)
-    height, width = image.shape[-2:]
-    size = train_size(height, width, augmentation, generator)
-    image = resize(image, size)
+        view.flip()
+    if augmentation.train_random_resize is not None and generator.random() < 0.5:
+        _zoom(view, augmentation.train_random_resize, augmentation.train_random_crop, generator)
+    view.resize(train_size(*view.size, augmentation, generator))
+    if augmentation.train_crop_size is not None:
+        view.crop(*_choose_crop(view, target.semantic, augmentation.train_crop_size, augmentation, generator))
+    elif augmentation.fixed_padding is not None:
+        view.resize(_fitting(view.size, augmentation.fixed_padding))
 
-    # Masks and map are looked up at the pixels of the crop only: many masks at full size would cost most of the time.
-    rows = nearest_index(height, size[0])
-    columns = nearest_index(width, size[1])
-    if flip:
-        columns = width - 1 - columns
-    top, left, crop_height, crop_width = _choose_crop(size, target.semantic, rows, columns, augmentation, generator)
-    image = image[:, top : top + crop_height, left : left + crop_width]
-    rows = rows[top : top + crop_height]
-    columns = columns[left : left + crop_width]
-    kept = ~target.iscrowd
-    masks = target.masks[kept].index_select(1, rows).index_select(2, columns)
-    boxes = masks_to_boxes(masks)
-    semantic = None if target.semantic is None else target.semantic[rows][:, columns]
-    cropped = Target(
+    # Masks and map are looked up at the pixels that are left only: many masks at full size would cost most of the time.
+    masks = None if target.masks is None else view.look_up(target.masks[kept])
+    changed = Target(
         labels=target.labels[kept],
         masks=masks,
-        boxes=boxes,
+        boxes=clip_boxes(view.boxes, view.size) if masks is None else masks_to_boxes(masks),
         iscrowd=target.iscrowd[kept],
         areas=target.areas[kept],
-        semantic=semantic,
+        semantic=None if target.semantic is None else view.look_up(target.semantic),
+        size=view.size,
     )
-    return image.contiguous(), select(cropped, has_pixels(cropped))
+    return view.image.contiguous(), select(changed, has_pixels(changed))
+
+
+@dataclass
+class _View:
+    """What is left of an image on its way through resizing, flipping and cropping, and where its pixels came from."""
+
+    image: Tensor
+    """(3, h, w) uint8."""
+    rows: Tensor
+    """(h,) int64, the row of the original that each row is nearest to."""
+    columns: Tensor
+    """(w,) int64, the same for columns."""
+    boxes: Tensor
+    """(N, 4) float64, corner format in pixels of ``image``; may reach out of it."""
+
+    @classmethod
+    def of(cls, image: Tensor, boxes: Tensor) -> _View:
+        height, width = image.shape[-2:]
+        return cls(image, torch.arange(height), torch.arange(width), boxes.double())
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.image.shape[-2], self.image.shape[-1]
+
+    def resize(self, size: tuple[int, int]) -> None:
+        self.rows = self.rows[nearest_index(self.size[0], size[0])]
+        self.columns = self.columns[nearest_index(self.size[1], size[1])]
+        self.boxes = scale_boxes(self.boxes, self.size, size)
+        self.image = resize(self.image, size)
+
+    def flip(self) -> None:
+        x1, y1, x2, y2 = self.boxes.unbind(-1)
+        width = self.size[1]
+        self.boxes = torch.stack((width - x2, y1, width - x1, y2), dim=-1)
+        self.columns = self.columns.flip(0)
+        self.image = self.image.flip(-1)
+
+    def crop(self, top: int, left: int, height: int, width: int) -> None:
+        self.boxes = self.boxes - torch.tensor([left, top, left, top])
+        self.rows = self.rows[top : top + height]
+        self.columns = self.columns[left : left + width]
+        self.image = self.image[:, top : top + height, left : left + width]
+
+    def look_up(self, maps: Tensor) -> Tensor:
+        """(..., H, W) at the size of the original, of any type, to (..., h, w)."""
+        return maps.index_select(-2, self.rows).index_select(-1, self.columns)
+
+
+def _zoom(view: _View, shortest: Sequence[int], crop: tuple[int, int] | None, generator: np.random.Generator) -> None:
+    """DETR's cropping (Carion et al. 2020, section A.4): a window with sides drawn from ``crop``, of the image resized to ``shortest``."""
+    if crop is None:
+        raise ValueError("train_random_resize is set, train_random_crop is not; the spec refuses that")
+    view.resize(test_size(*view.size, int(generator.choice(shortest)), math.inf))
+    sides = [int(generator.integers(min(crop[0], side), min(crop[1], side) + 1)) for side in view.size]
+    top, left = (int(generator.integers(whole - side + 1)) for whole, side in zip(view.size, sides, strict=True))
+    view.crop(top, left, *sides)
+
+
+def _fitting(size: tuple[int, int], limits: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) scaled down where it is larger than the limits."""
+    scale = min(1.0, *(limit / side for limit, side in zip(limits, size, strict=True)))
+    height, width = (min(limit, max(1, int(side * scale + 0.5))) for limit, side in zip(limits, size, strict=True))
+    return height, width
 
 
 def train_size(
     height: int, width: int, augmentation: AugmentationSpec, generator: np.random.Generator
 ) -> tuple[int, int]:
-    """(height, width) to resize to before the crop."""
-    if augmentation.train_scale is None:
+    """(height, width) to resize to before the crop of ``train_crop_size``, if any."""
+    if augmentation.train_scale is None or augmentation.train_crop_size is None:
         shortest = int(generator.choice(augmentation.train_min_size))
         return test_size(height, width, shortest, augmentation.train_max_size)
     factor = generator.uniform(*augmentation.train_scale)
@@ -120,7 +182,7 @@ def select(target: Target, kept: Tensor) -> Target:
     return replace(
         target,
         labels=target.labels[kept],
-        masks=target.masks[kept],
+        masks=None if target.masks is None else target.masks[kept],
         boxes=target.boxes[kept],
         iscrowd=target.iscrowd[kept],
         areas=target.areas[kept],
@@ -128,47 +190,57 @@ def select(target: Target, kept: Tensor) -> Target:
 
 
 def has_pixels(target: Target) -> Tensor:
-    """(N,) bool, told from the boxes, which must be tight."""
-    return target.boxes[:, 2] > 0
+    """(N,) bool, told from the boxes, which must be tight or clipped to the image."""
+    x1, y1, x2, y2 = target.boxes.unbind(-1)
+    return (x2 > x1) & (y2 > y1)
 
 
 def resize_target(target: Target, size: tuple[int, int]) -> Target:
-    """Nearest neighbour to (height, width) ``size``; boxes become tight again; objects without a pixel stay, empty."""
-    masks = resize_nearest(target.masks, size)
+    """Nearest neighbour to (height, width) ``size``; boxes become tight again; objects without a pixel stay, empty.
+
+    Boxes without masks are scaled and clipped.
+    """
     semantic = None if target.semantic is None else resize_nearest(target.semantic, size)
-    return replace(target, masks=masks, boxes=masks_to_boxes(masks), semantic=semantic)
+    if target.masks is None:
+        if target.size is None:
+            raise ValueError("the target has neither masks nor the size of its image, so its boxes cannot be scaled")
+        boxes = clip_boxes(scale_boxes(target.boxes.double(), target.size, size), size)
+        return replace(target, boxes=boxes, semantic=semantic, size=size)
+    masks = resize_nearest(target.masks, size)
+    return replace(target, masks=masks, boxes=masks_to_boxes(masks), semantic=semantic, size=size)
 
 
 def pad_target(target: Target, size: tuple[int, int]) -> Target:
     """Pads bottom and right to (height, width) ``size``: masks False, semantic IGNORE."""
-    height, width = target.masks.shape[-2:]
-    masks = torch.zeros(len(target.masks), *size, dtype=torch.bool)
-    masks[:, :height, :width] = target.masks
-    semantic = None
+    masks = semantic = None
+    if target.masks is not None:
+        height, width = target.masks.shape[-2:]
+        masks = torch.zeros(len(target.masks), *size, dtype=torch.bool)
+        masks[:, :height, :width] = target.masks
     if target.semantic is not None:
+        height, width = target.semantic.shape
         semantic = torch.full(size, IGNORE, dtype=torch.uint8)
         semantic[:height, :width] = target.semantic
     return replace(target, masks=masks, semantic=semantic)
 
 
 def _choose_crop(
-    size: tuple[int, int],
+    view: _View,
     semantic: Tensor | None,
-    rows: Tensor,
-    columns: Tensor,
+    crop_size: tuple[int, int],
     augmentation: AugmentationSpec,
     generator: np.random.Generator,
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) inside the resized image; ``rows`` and ``columns`` lead from there into ``semantic``."""
-    height, width = (min(crop, side) for crop, side in zip(augmentation.train_crop_size, size, strict=True))
+    """(top, left, height, width) inside the view; ``semantic`` is at the size of the original."""
+    height, width = (min(crop, side) for crop, side in zip(crop_size, view.size, strict=True))
     limit = augmentation.single_class_max_area
     top = left = 0
     for _ in range(_CROP_TRIES):
-        top = int(generator.integers(size[0] - height + 1))
-        left = int(generator.integers(size[1] - width + 1))
+        top = int(generator.integers(view.size[0] - height + 1))
+        left = int(generator.integers(view.size[1] - width + 1))
         if semantic is None or limit >= 1:
             break
-        crop = semantic[rows[top : top + height]][:, columns[left : left + width]]
+        crop = semantic[view.rows[top : top + height]][:, view.columns[left : left + width]]
         counts = np.bincount(crop.numpy().ravel(), minlength=256)[:IGNORE]
         if 0 < counts.max() <= limit * counts.sum():
             break

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tessera.evaluation.canvas import Canvas, font, largest_part, shade
 from tessera.ops.boxes import masks_to_xyxy
-from tessera.spec.schema import Mode
+from tessera.spec.networks import Mode
 from tessera.structures import IGNORE, ClassCatalog, Instances, Panoptic, Predictions, Target
 
 

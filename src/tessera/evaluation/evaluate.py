@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from tessera.evaluation.progress import track
 from tessera.evaluation.semantic import SemanticMetric
 from tessera.files import UserError
 from tessera.ops.rle import encode_masks
-from tessera.spec.schema import Mode, Spec
+from tessera.spec.networks import Mode
+from tessera.spec.schema import Spec
 from tessera.structures import Batch, ClassCatalog, Predictions, Target
 
 
@@ -28,7 +30,8 @@ class Evaluation:
     metrics: dict[str, float]
     """Fractions in [0, 1]. A metric that is undefined on this split, such as APl without large objects, is absent."""
     per_class: list[dict[str, Any]]
-    """One row per class of the catalogue: ``id`` (the dataset's), ``name``, ``isthing``, then its metrics, None where undefined."""
+    """One row per class of the catalogue, or of those asked for: ``id`` (the dataset's), ``name``, ``isthing``, then its metrics, None
+    where undefined."""
     images: int
     seconds: float
     """From the first image read to the last one measured; includes loading."""
@@ -68,7 +71,8 @@ class Evaluation:
     def summary(self) -> str:
         """A few lines for a terminal."""
         lines = [f"{self.images} images in {self.seconds:.1f} s"]
-        names = [name for name in self.metrics if not name.startswith("box_")]
+        # Of an instance model the boxes are by the way; of a detector they are all there is.
+        names = [name for name in self.metrics if self.mode == "detection" or not name.startswith("box_")]
         for start in range(0, len(names), 6):
             lines.append("  ".join(f"{name} {self.metrics[name]:.4f}" for name in names[start : start + 6]))
         return "\n".join(lines)
@@ -77,12 +81,14 @@ class Evaluation:
 class Evaluator:
     """Accumulates image by image what the mode asks for; evaluators of several processes merge into one."""
 
-    def __init__(self, catalog: ClassCatalog, mode: Mode) -> None:
+    def __init__(self, catalog: ClassCatalog, mode: Mode, classes: Sequence[str] | None = None) -> None:
+        """``classes``: names that the metrics are restricted to. Raises UserError for one that the catalogue lacks."""
         self.catalog = catalog
         self.mode = mode
-        self.panoptic = PanopticMetric(catalog) if mode == "panoptic" else None
-        self.instances = InstanceMetric(catalog) if mode in ("panoptic", "instance") else None
-        self.semantic = SemanticMetric(catalog) if mode in ("panoptic", "semantic") else None
+        self.classes = _labels(classes, catalog)
+        self.panoptic = PanopticMetric(catalog, self.classes) if mode == "panoptic" else None
+        self.instances = InstanceMetric(catalog, self.classes) if mode != "semantic" else None
+        self.semantic = SemanticMetric(catalog, self.classes) if mode in ("panoptic", "semantic") else None
         self.records: list[dict[str, Any]] = []
         self._seen: dict[int, str] = {}
 
@@ -90,16 +96,15 @@ class Evaluator:
         """Both at original size. Raises UserError for an image id seen before, ValueError for a part that the mode needs and lacks."""
         meta = prediction.meta
         self._note(meta.image_id, meta.file_name)
-        if tuple(truth.masks.shape[1:]) != meta.original_size:
-            raise ValueError(
-                f"{meta.file_name}: truth has size {tuple(truth.masks.shape[1:])}, expected {meta.original_size}"
-            )
+        size = truth.size if truth.masks is None else tuple(truth.masks.shape[1:])
+        if size != meta.original_size:
+            raise ValueError(f"{meta.file_name}: truth has size {size}, expected {meta.original_size}")
         quality = confusion = rles = None
         if self.panoptic is not None:
             quality = self.panoptic.update(_present(prediction.panoptic, "panoptic", meta.file_name), truth)
         if self.instances is not None:
             instances = _present(prediction.instances, "instances", meta.file_name)
-            rles = None if instances.masks is None else encode_masks(instances.masks)
+            rles = None if instances.masks is None or self.mode == "detection" else encode_masks(instances.masks)
             self.instances.update(instances, rles, truth, meta)
         if self.semantic is not None:
             if truth.semantic is None:
@@ -138,6 +143,8 @@ class Evaluator:
             metrics |= found
             for row, extra in zip(rows, per_class, strict=True):
                 row |= extra
+        if self.classes is not None:
+            rows = [rows[label] for label in sorted(self.classes)]
         broken = [name for name, value in metrics.items() if not math.isfinite(value)]
         if broken:
             raise ValueError(f"metrics {', '.join(broken)} are not finite")
@@ -164,10 +171,11 @@ def evaluate(
     catalog: ClassCatalog,
     mode: Mode,
     progress: bool = True,
+    classes: Sequence[str] | None = None,
 ) -> Evaluation:
     """Every batch of ``loader`` must carry ``truths``. Raises UserError for no image, and for one that comes twice."""
     start = time.perf_counter()
-    evaluator = Evaluator(catalog, mode)
+    evaluator = Evaluator(catalog, mode, classes)
     total = len(loader) if isinstance(loader, Sized) else None
     for batch in track(loader, "evaluate: batch", total, progress):
         if batch.truths is None:
@@ -180,6 +188,18 @@ def evaluate(
         for prediction, truth in zip(predictions, batch.truths, strict=True):
             evaluator.add(prediction, truth)
     return evaluator.result(time.perf_counter() - start)
+
+
+def _labels(names: Sequence[str] | None, catalog: ClassCatalog) -> set[int] | None:
+    """Contiguous ids."""
+    if names is None:
+        return None
+    for name in names:
+        if name not in catalog.names:
+            near = difflib.get_close_matches(name, catalog.names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the classes are {', '.join(catalog.names[:20])}"
+            raise UserError(f"evaluate.classes: the model has no class {name!r}; {hint}")
+    return {catalog.names.index(name) for name in names}
 
 
 def _present(part: Any, name: str, file_name: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,17 @@ _logger = logging.getLogger(__name__)
 
 
 class InstanceMetric:
-    """Gathers instances image by image; the countable classes alone take part.
+    """Gathers instances, or detections, image by image; the countable classes alone take part.
 
     Mask metrics are reported when the predictions have masks; box metrics, prefixed ``box_``, always. A metric that COCO
-    reports as -1, because no true object could be found, is absent.
+    reports as -1, because no true object could be found, is absent. Crowd regions are no objects to be found, and what falls into
+    them is no mistake.
     """
 
-    def __init__(self, catalog: ClassCatalog) -> None:
+    def __init__(self, catalog: ClassCatalog, classes: Collection[int] | None = None) -> None:
+        """``classes``: contiguous ids that alone take part."""
         self.catalog = catalog
-        self.things = catalog.thing_ids
+        self.things = [label for label in catalog.thing_ids if classes is None or label in classes]
         self.images: list[dict[str, Any]] = []
         self.truths: list[dict[str, Any]] = []
         self.predictions: list[dict[str, Any]] = []
@@ -38,7 +40,7 @@ class InstanceMetric:
         self.images.append({"id": meta.image_id, "height": height, "width": width})
         labels = truth.labels.tolist()
         kept = [index for index, label in enumerate(labels) if label in self.things]
-        masks = encode_masks(truth.masks[kept]) if rles is not None else None
+        masks = encode_masks(truth.required_masks()[kept]) if rles is not None else None
         boxes, areas, crowds = _xyxy_to_xywh(truth.boxes), truth.areas.tolist(), truth.iscrowd.tolist()
         for position, index in enumerate(kept):
             record = {
@@ -51,6 +53,8 @@ class InstanceMetric:
             self.truths.append(record if masks is None else record | {"segmentation": masks[position]})
         scores, labels, boxes = prediction.scores.tolist(), prediction.labels.tolist(), _xyxy_to_xywh(prediction.boxes)
         for index, score in enumerate(scores):
+            if labels[index] not in self.things:
+                continue
             record = {
                 "image_id": meta.image_id,
                 "category_id": labels[index] + 1,
@@ -65,22 +69,28 @@ class InstanceMetric:
         self.predictions += other.predictions
 
     def result(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Metrics, and one row per class with ``AP``, ``AP50`` and their box forms (None for stuff and for absent classes)."""
+        """Metrics, and one row per class with ``AP``, ``AP50``, ``AR`` (of 100 predictions an image) and their box forms.
+
+        They are None for classes without a true object, and not there for stuff.
+        """
         metrics: dict[str, float] = {}
         rows: list[dict[str, Any]] = [{} for _ in self.catalog.categories]
+        if not self.things:
+            return metrics, rows
         with_masks = all("segmentation" in record for record in (*self.truths, *self.predictions))
         for kind, prefix in (("segm", ""), ("bbox", "box_")):
             if kind == "segm" and not with_masks:
                 continue
-            stats, precision = self._coco(kind)
+            stats, precision, recall = self._coco(kind)
             metrics |= {f"{prefix}{name}": value for name, value in zip(NAMES, stats, strict=True) if value > -1}
             for index, label in enumerate(self.things):
                 rows[label][f"{prefix}AP"] = _mean(precision[:, :, index, 0, -1])
                 rows[label][f"{prefix}AP50"] = _mean(precision[0, :, index, 0, -1])
+                rows[label][f"{prefix}AR"] = _mean(recall[:, index, 0, -1])
         return metrics, rows
 
-    def _coco(self, kind: str) -> tuple[list[float], np.ndarray]:
-        """The twelve numbers, and the precision array (thresholds, recalls, classes, areas, most detections)."""
+    def _coco(self, kind: str) -> tuple[list[float], np.ndarray, np.ndarray]:
+        """The twelve numbers, the precision array (thresholds, recalls, classes, areas, most detections), and the same of recall."""
         keep = ("bbox",) if kind == "bbox" else ("segmentation",)
         shared = ("image_id", "category_id")
         categories = [{"id": label + 1, "name": self.catalog.names[label]} for label in self.things]
@@ -95,16 +105,17 @@ class InstanceMetric:
         truth = COCO({"info": {}, "images": images, "categories": categories, "annotations": truths})
         evaluator = COCOeval_faster(truth, truth.loadRes(predictions), kind, print_function=_logger.debug)
         evaluator.run()
-        return [float(value) for value in evaluator.stats[: len(NAMES)]], evaluator.eval["precision"]
+        stats = [float(value) for value in evaluator.stats[: len(NAMES)]]
+        return stats, evaluator.eval["precision"], evaluator.eval["recall"]
 
 
 def _pick(record: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
     return {key: record[key] for key in keys}
 
 
-def _mean(precision: np.ndarray) -> float | None:
+def _mean(values: np.ndarray) -> float | None:
     """Over the entries that exist; -1 marks the others."""
-    found = precision[precision > -1]
+    found = values[values > -1]
     return float(found.mean()) if found.size else None
 
 

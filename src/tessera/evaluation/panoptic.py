@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,10 +83,12 @@ def panoptic_counts(prediction: Panoptic, truth: Target, num_classes: int) -> Pa
 
 
 class PanopticMetric:
-    """PQ, SQ and RQ are means over the classes that have a true positive, false positive or false negative."""
+    """PQ, SQ and RQ are means over the classes (those of ``classes`` alone, contiguous ids, where given) that have a true positive,
+    false positive or false negative."""
 
-    def __init__(self, catalog: ClassCatalog) -> None:
+    def __init__(self, catalog: ClassCatalog, classes: Collection[int] | None = None) -> None:
         self.catalog = catalog
+        self.counted = np.array([classes is None or label in classes for label in range(len(catalog))], bool)
         self.counts = PanopticCounts.zeros(len(catalog))
 
     def update(self, prediction: Panoptic, truth: Target) -> PanopticCounts:
@@ -108,9 +111,10 @@ class PanopticMetric:
             "SQ": counts.iou / np.maximum(counts.tp, 1),
             "RQ": counts.tp / safe,
         }
+        counted = occurred & self.counted
         thing = np.array([category.isthing for category in self.catalog.categories], bool)
         metrics: dict[str, float] = {}
-        for suffix, group in (("", occurred), ("_things", occurred & thing), ("_stuff", occurred & ~thing)):
+        for suffix, group in (("", counted), ("_things", counted & thing), ("_stuff", counted & ~thing)):
             if group.any():
                 metrics |= {f"{name}{suffix}": float(values[group].mean()) for name, values in quality.items()}
         rows: list[dict[str, Any]] = []
@@ -124,7 +128,7 @@ class PanopticMetric:
 
 def _truth_map(truth: Target) -> np.ndarray:
     """(H, W) int64: 1 + index of the segment, 0 for void."""
-    masks = truth.masks.cpu().numpy().astype(bool)
+    masks = truth.required_masks().cpu().numpy().astype(bool)
     found = np.zeros(masks.shape[1:], np.int64)
     for index, mask in enumerate(masks):
         found[mask] = index + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -33,11 +34,13 @@ def confusion_matrix(prediction: np.ndarray, truth: np.ndarray, num_classes: int
 
 class SemanticMetric:
     """mIoU is the mean over the classes that occur in truth or prediction: a class that is only predicted counts 0, one that
-    is in neither is left out. The mean accuracy is over the classes that occur in truth.
+    is in neither is left out. The mean accuracy is over the classes that occur in truth, the pixel accuracy over their pixels.
     """
 
-    def __init__(self, catalog: ClassCatalog) -> None:
+    def __init__(self, catalog: ClassCatalog, classes: Collection[int] | None = None) -> None:
+        """``classes``: contiguous ids that alone take part in the means; pixels of the others still count against them."""
         self.catalog = catalog
+        self.counted = [label for label in range(len(catalog)) if classes is None or label in classes]
         self.confusion = np.zeros((len(catalog), len(catalog)), np.int64)
 
     def update(self, prediction: Tensor, truth: Tensor) -> np.ndarray:
@@ -56,10 +59,11 @@ class SemanticMetric:
         iou = _divide(hits, in_truth + predicted - self.confusion.diagonal())
         accuracy = _divide(hits, in_truth)
         metrics = {}
-        if in_truth.any():
-            metrics["mIoU"] = float(np.nanmean(iou))
-            metrics["mean_accuracy"] = float(np.nanmean(accuracy))
-            metrics["pixel_accuracy"] = float(hits.sum() / self.confusion.sum())
+        counted = self.counted
+        if in_truth[counted].any():
+            metrics["mIoU"] = float(np.nanmean(iou[counted]))
+            metrics["mean_accuracy"] = float(np.nanmean(accuracy[counted]))
+            metrics["pixel_accuracy"] = float(hits[counted].sum() / in_truth[counted].sum())
         rows = [
             {"IoU": _number(iou[index]), "accuracy": _number(accuracy[index]), "pixels": int(in_truth[index])}
             for index in range(len(self.catalog))

@@ -18,6 +18,18 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     return torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), dim=-1)
 
 
+def scale_boxes(boxes: Tensor, size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """(N, 4) corner boxes of an image of (height, width) ``size`` as they lie in it after resizing to ``new_size``."""
+    y, x = (new / old for new, old in zip(new_size, size, strict=True))
+    return boxes * boxes.new_tensor([x, y, x, y])
+
+
+def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, 4) corner boxes cut at the edges of an image of (height, width) ``size``, in float32; what lies outside loses its area."""
+    height, width = size
+    return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height])).to(torch.float32)
+
+
 def masks_to_xyxy(masks: Tensor) -> Tensor:
     """(N, H, W) bool to (N, 4) float32 pixel boxes, tight around the mask; an empty mask gives zeros."""
     height, width = masks.shape[-2:]

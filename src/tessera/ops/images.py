@@ -64,7 +64,7 @@ def read_image_size(path: Path) -> tuple[int, int]:
     return height, width
 
 
-def test_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+def test_size(height: int, width: int, min_size: int, max_size: float) -> tuple[int, int]:
     """(height, width) whose shorter side is ``min_size``, or smaller so that the longer one stays within ``max_size``."""
     scale = min(min_size / min(height, width), max_size / max(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))

@@ -37,6 +37,7 @@ class DemoSpec(Section):
     """Every scene depends on (seed, split, index) alone."""
 
 
+Byte = Annotated[int, Field(ge=0, le=255)]
 Names = Annotated[list[str], Field(min_length=1)]
 
 
@@ -205,12 +206,15 @@ class PostprocessSpec(Section):
     num_select: int = Field(100, ge=1)
     """Detection: (query, class) pairs kept per image."""
     conf_threshold: Unit = 0.0
-    """Detection: boxes that score lower are dropped. Above 0 it lowers AP, which is made from all of them."""
+    """Detection: boxes that score lower are dropped before anything else; an image may be left with none. AP is made from all of them, so
+    that above 0 it falls."""
 
 
 class EvaluateSpec(Section):
     split: Literal["val", "test"] = "test"
     """Which images the numbers are made from."""
+    classes: Names | None = None
+    """Names of the classes that metrics are restricted to; left out, all."""
 
 
 class InferenceSpec(Section):
@@ -219,9 +223,13 @@ class InferenceSpec(Section):
     max_images: int | None = Field(16, ge=1)
     """The first so many in sorted order; left out, all."""
     score_threshold: Unit = 0.5
-    """Instances below are not drawn; the machine-readable results keep them."""
+    """Instances and detections below are neither drawn nor written as KITTI labels; the JSON results keep them."""
     opacity: Unit = 0.5
     """Of the drawn masks."""
+    color_map: dict[str, tuple[Byte, Byte, Byte]] = {}
+    """Class name: [red, green, blue], each 0..255. Classes that are not named keep the label map's colour."""
+    outline_width: int | None = Field(None, ge=1, le=100)
+    """Of drawn boxes and contours, in pixels of the picture; left out, by the picture's size."""
 
 
 class ExportSpec(Section):

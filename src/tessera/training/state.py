@@ -9,7 +9,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-METRIC = {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU"}
+METRIC = {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU", "detection": "box_AP"}
 """By mode: the metric that decides which weights are the best."""
 
 
