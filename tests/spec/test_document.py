@@ -2,10 +2,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tessera.spec.describe import keys_of, nearest_keys
+import pytest
+
+from tessera.spec.describe import ANY_NAME, keys_of, nearest_keys
 from tessera.spec.document import json_schema, reference_markdown
 from tessera.spec.parts import read_mapping
-from tessera.spec.schema import Spec
+from tessera.spec.schema import SPECS
 
 ROOT = Path(__file__).parents[2]
 STALE = "changed in the schema: run `tessera reference` and commit the result"
@@ -19,20 +21,38 @@ def test_committed_json_schema_is_the_generated_one() -> None:
     assert json.loads((ROOT / "config/spec.schema.json").read_text()) == json_schema(), STALE
 
 
-def test_reference_has_every_key_once_with_its_meaning() -> None:
-    rows = [line for line in reference_markdown().splitlines() if line.startswith("| `")]
-    assert [row.split("`")[1] for row in rows] == sorted(
-        (key.name for key in keys_of(Spec)), key=[row.split("`")[1] for row in rows].index
-    )
-    assert len(rows) == len(keys_of(Spec))
+EVERY = [key for section in SPECS.values() for key in keys_of(section)]
+
+
+def sections() -> dict[str, list[str]]:
+    """Rows of the reference by the title they stand under."""
+    found: dict[str, list[str]] = {}
+    title = ""
+    for line in reference_markdown().splitlines():
+        title = line.removeprefix("## ") if line.startswith("## ") else title
+        if line.startswith("| `"):
+            found.setdefault(title, []).append(line)
+    return found
+
+
+@pytest.mark.parametrize("family", SPECS)
+def test_reference_has_every_key_of_a_family_once_with_its_meaning(family: str) -> None:
+    rows = [
+        row
+        for title, rows in sections().items()
+        for row in rows
+        if not title.startswith("model") or title.endswith((f" of {family}", "in every family"))
+    ]
+    names = [row.split("`")[1] for row in rows]
+    assert sorted(names) == sorted(key.name for key in keys_of(SPECS[family]))
     for row in rows:
         meaning = row.rstrip("| ").rpartition(" | ")[2]
         assert len(meaning) > 3, row
 
 
 def test_reference_marks_inert_keys() -> None:
-    rows = {line.split("`")[1]: line for line in reference_markdown().splitlines() if line.startswith("| `")}
-    assert {name for name, row in rows.items() if "*inert*" in row} == {key.name for key in keys_of(Spec) if key.inert}
+    rows = {row.split("`")[1]: row for rows in sections().values() for row in rows}
+    assert {name for name, row in rows.items() if "*inert*" in row} == {key.name for key in EVERY if key.inert}
     assert "*inert*" in rows["dataset.test.batch_size"]
     assert "*inert*" not in rows["dataset.train.batch_size"]
 
@@ -41,27 +61,33 @@ def test_json_schema_knows_every_key_and_requires_none() -> None:
     schema = json_schema()
 
     def walk(node: dict[str, Any], prefix: str) -> list[str]:
-        node = resolve(node)
-        if "properties" not in node:
+        choices = resolve(node)
+        if not any("properties" in choice for choice in choices):
             return [prefix.rstrip(".")]
-        assert "required" not in node and node["additionalProperties"] is False
-        return [key for name, child in node["properties"].items() for key in walk(child, f"{prefix}{name}.")]
+        found = []
+        for choice in choices:
+            if "properties" in choice:
+                assert "required" not in choice and choice["additionalProperties"] is False
+                found += [
+                    key for name, child in choice["properties"].items() for key in walk(child, f"{prefix}{name}.")
+                ]
+        return found
 
-    def resolve(node: dict[str, Any]) -> dict[str, Any]:
-        for choice in node.get("anyOf", [node]):
-            if "$ref" in choice:
-                found: dict[str, Any] = schema["$defs"][choice["$ref"].rpartition("/")[2]]
-                return found
-        return node
+    def resolve(node: dict[str, Any]) -> list[dict[str, Any]]:
+        return [
+            schema["$defs"][choice["$ref"].rpartition("/")[2]] if "$ref" in choice else choice
+            for choice in node.get("anyOf", [node])
+        ]
 
-    assert walk(schema, "") == [key.name for key in keys_of(Spec)]
+    whole = {key.name.partition(f".{ANY_NAME}")[0] for key in EVERY}
+    assert set(walk(schema, "")) == whole
 
 
 def test_nearest_keys() -> None:
-    assert nearest_keys(Spec, "train.", "lr") == ["train.optim.lr"]
-    assert nearest_keys(Spec, "train.optim.", "milestone") == ["train.optim.milestones"]
-    assert nearest_keys(Spec, "", "dataste")[0] == "dataset"
-    assert nearest_keys(Spec, "", "zzzzzz") == []
+    assert nearest_keys(SPECS["mask2former"], "train.", "lr") == ["train.optim.lr"]
+    assert nearest_keys(SPECS["mask2former"], "train.optim.", "milestone") == ["train.optim.milestones"]
+    assert nearest_keys(SPECS["mask2former"], "", "dataste")[0] == "dataset"
+    assert nearest_keys(SPECS["mask2former"], "", "zzzzzz") == []
 
 
 def test_readme_of_the_configuration_names_every_folder() -> None:

@@ -8,22 +8,38 @@ from typing import Any
 
 import pytest
 
-from tessera.spec.describe import Key, keys_of
+from tessera.spec.describe import ANY_NAME, Key, keys_of
 from tessera.spec.lineage import STAGES, lineage_text
-from tessera.spec.schema import Spec
+from tessera.spec.schema import SPECS, Spec
 from tests.spec.test_lineage import STEPS
 
 SOURCE = Path(__file__).parents[2] / "src" / "tessera"
 
 BASE: dict[str, Any] = {
-    "model": {"mode": "semantic"},
     "dataset": {"generator": {}, "num_classes": 3},
     "engine": {"opt_batch_size": 2, "max_batch_size": 4},
 }
-"""A spec in which every key can change alone: all annotation types serve its mode, and its batches leave room."""
+"""A spec in which every key can change alone; its batches leave room."""
+
+MODELS: dict[str, dict[str, Any]] = {
+    "mask2former": {"mode": "semantic"},
+    "oneformer": {"mode": "semantic"},
+    "deformable_detr": {},
+    "encoder_decoder": {"losses": {"ce": {}}, "auxiliary": {"aux": {}}, "ohem": {}},
+}
+"""The same for `model`, by family: all annotation types serve its mode, and every section is there."""
+
 
 VALUES: dict[str, Any] = {
     "model.backbone.name": "swin_small",
+    "model.backbone.norm": "frozen",
+    "model.mode": "instance",
+    "model.class_decoder.nheads": 4,
+    "model.text.width": 320,
+    "model.strides": [16, 32],
+    "model.hidden_dim": 288,
+    "model.nheads": 4,
+    "model.class_weights": [1.0, 2.0, 3.0],
     "model.backbone.swin.embed_dim": 48,
     "model.backbone.swin.depths": [1, 1, 1, 1],
     "model.backbone.swin.num_heads": [1, 2, 4, 8],
@@ -36,6 +52,14 @@ VALUES: dict[str, Any] = {
     "dataset.augmentation.train_min_size": [64, 96],
     "dataset.augmentation.train_scale": [0.5, 2.0],
     "dataset.augmentation.train_crop_size": [64, 96],
+    "dataset.augmentation.fixed_padding": [64, 96],
+    "dataset.augmentation.train_random_crop": [64, 96],
+    "dataset.augmentation.train_random_resize": [64, 96],
+    "model.decoder.atrous_rates": [6, 12, 18],
+    "train.optim.multipliers": {"backbone": 0.5},
+    "evaluate.classes": ["circle"],
+    "inference.color_map": {"circle": [1, 2, 3]},
+    "inference.outline_width": 5,
     "dataset.train.target_size": [64, 96],
     "dataset.val.target_size": [64, 96],
     "dataset.test.target_size": [64, 96],
@@ -50,16 +74,27 @@ VALUES: dict[str, Any] = {
 """Changed values of the keys that ``change`` cannot guess."""
 
 
-def change(key: Key) -> Any:
-    """Another legal value."""
-    if key.name in VALUES:
+def base(family: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(json.dumps({**BASE, "model": {"name": family, **MODELS[family]}}))
+    if family == "deformable_detr":
+        values["dataset"]["type"] = "coco"
+    return values
+
+
+def read(values: dict[str, Any]) -> Spec:
+    return SPECS[values["model"]["name"]].model_validate_json(json.dumps(values))
+
+
+def change(family: str, key: Key) -> Any:
+    """Another legal value; None where there is none."""
+    if key.name in VALUES and (family, key.name) not in SINGLE:
         return VALUES[key.name]
-    value, annotation = (
-        value_at(Spec.model_validate_json(json.dumps(BASE)).model_dump(), key.name),
-        key.field.annotation,
-    )
+    value, annotation = value_at(read(base(family)).model_dump(), pieces(family, key)), key.field.annotation
     if typing.get_origin(annotation) is typing.Literal:
         return next((other for other in typing.get_args(annotation) if other != value), None)
+    literals = [one for one in typing.get_args(annotation) if typing.get_origin(one) is typing.Literal]
+    if literals and value is None:
+        return typing.get_args(literals[0])[-1]
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -71,38 +106,59 @@ def change(key: Key) -> Any:
     return "changed"
 
 
-def value_at(values: Any, name: str) -> Any:
-    for piece in name.split("."):
+def pieces(family: str, key: Key) -> list[str]:
+    """The dotted key, with the names that the base spec gives to named sections."""
+    names = key.name.split(".")
+    if ANY_NAME in names:
+        place = names.index(ANY_NAME)
+        names[place] = next(iter(value_at(base(family), names[:place])))
+    return names
+
+
+def value_at(values: Any, names: list[str]) -> Any:
+    for piece in names:
         values = values[piece]
     return values
 
 
-def changed_spec(key: Key) -> Spec:
-    values = json.loads(json.dumps(BASE))
-    *sections, leaf = key.name.split(".")
+def changed_spec(family: str, key: Key) -> Spec:
+    values = base(family)
+    *sections, leaf = pieces(family, key)
     section = values
     for name in sections:
         section = section.setdefault(name, {})
-    section[leaf] = change(key)
-    return Spec.model_validate_json(json.dumps(values))
+    section[leaf] = change(family, key)
+    return read(values)
 
 
-KEYS = {key.name: key for key in keys_of(Spec)}
-SINGLE = {name for name, key in KEYS.items() if change(key) is None}
-"""Keys that have one legal value yet."""
+SINGLE = {("deformable_detr", "model.mode"), ("encoder_decoder", "model.mode")} | {
+    (family, "model.name") for family in SPECS
+}
+"""Keys that have one legal value."""
+
+KEYS = {
+    (family, key.name): key
+    for family, section in SPECS.items()
+    for key in keys_of(section)
+    if family == "mask2former" or key.name.startswith("model.")
+}
+"""What is outside `model` is the same for every family and looked at once."""
 
 
-@pytest.mark.parametrize("name", sorted(KEYS.keys() - SINGLE))
-def test_key_changes_a_lineage_or_is_inert(name: str) -> None:
-    key = KEYS[name]
-    old, new = Spec.model_validate_json(json.dumps(BASE)), changed_spec(key)
-    assert value_at(old.model_dump(), name) != value_at(new.model_dump(), name)
+@pytest.mark.parametrize(("family", "name"), sorted(KEYS.keys() - SINGLE))
+def test_key_changes_a_lineage_or_is_inert(family: str, name: str) -> None:
+    key = KEYS[family, name]
+    if name == "export.task":
+        family, key = "oneformer", next(key for key in keys_of(SPECS["oneformer"]) if key.name == name)
+    old, new = read(base(family)), changed_spec(family, key)
+    place = pieces(family, key)
+    assert value_at(old.model_dump(), place) != value_at(new.model_dump(), place)
     changed = [step for step in STEPS if lineage_text(old, *step) != lineage_text(new, *step)]
     assert not changed if key.inert else changed
 
 
 def test_single_valued_keys_are_the_known_ones() -> None:
-    assert sorted(SINGLE) == ["model.name"]
+    assert {place for place, key in KEYS.items() if change(place[0], key) is None} == SINGLE
 
 
 def test_every_section_is_read_by_a_stage() -> None:
@@ -143,7 +199,7 @@ def test_every_key_is_read_where_its_section_belongs() -> None:
     assert READERS.keys() == Spec.model_fields.keys()
     found = {section: set().union(*map(attributes_in, packages)) for section, packages in READERS.items()}
     unread = []
-    for name, key in KEYS.items():
+    for (_, name), key in KEYS.items():
         module = WHOLE_SECTIONS.get(key.section.__name__)
         if module is None:
             read = key.leaf in found[name.partition(".")[0]]

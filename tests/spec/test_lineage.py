@@ -15,7 +15,7 @@ from tessera.spec.lineage import (
     lineage_text,
     resume_digest,
 )
-from tessera.spec.schema import DatasetSpec, Spec
+from tessera.spec.schema import DatasetSpec, Spec, read_spec
 
 ROOT = Path(__file__).parents[2]
 
@@ -40,7 +40,8 @@ def make_spec(**sections: Any) -> Spec:
     values: dict[str, Any] = {"dataset": {"generator": {}}}
     for section, content in sections.items():
         values[section] = values.get(section, {}) | content if isinstance(content, dict) else content
-    return Spec.model_validate_json(json.dumps(values))
+    values["model"] = {"name": "mask2former", **values.get("model", {})}
+    return read_spec(values)
 
 
 def changed_steps(**sections: Any) -> set[tuple[str, str, str]]:

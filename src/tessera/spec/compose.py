@@ -221,9 +221,9 @@ class Grid:
     def _family(self, model: str) -> str:
         origin = self._path("models", f"{model}.yaml")
         section = self._read(origin).get("model")
-        family = section.get("name") if isinstance(section, dict) else None
+        family = section.get("name", model) if isinstance(section, dict) else model
         if family not in SPECS:
-            found = "nothing" if family is None else repr(family)
+            found = repr(family)
             text = f"expected the model family, one of {', '.join(SPECS)}, found {found}"
             refuse(f"model {model}", [Mistake((origin,), "model.name", text)])
         return str(family)
@@ -415,7 +415,13 @@ def _leaves(section: Section, prefix: str = "") -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for name in type(section).model_fields:
         value = getattr(section, name)
-        found += _leaves(value, f"{prefix}{name}.") if isinstance(value, Section) else [(prefix + name, value)]
+        if isinstance(value, Section):
+            found += _leaves(value, f"{prefix}{name}.")
+        elif isinstance(value, dict) and any(isinstance(one, Section) for one in value.values()):
+            for key, one in value.items():
+                found += _leaves(one, f"{prefix}{name}.{key}.")
+        else:
+            found.append((prefix + name, value))
     return found
 
 

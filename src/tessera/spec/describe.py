@@ -15,6 +15,9 @@ from pydantic.fields import FieldInfo
 
 from tessera.spec.section import Section, inert_keys, is_inert
 
+ANY_NAME = "<name>"
+"""Stands in dotted keys for what the user calls a section."""
+
 
 @dataclass(frozen=True)
 class Key:
@@ -38,8 +41,10 @@ def keys_of(section: type[Section]) -> tuple[Key, ...]:
 
 def _keys(section: type[Section], prefix: str, inert_here: frozenset[str]) -> Iterator[Key]:
     for name, field in section.model_fields.items():
-        below = section_of(field.annotation)
-        if below is None:
+        below, named = section_of(field.annotation), named_sections_of(field.annotation)
+        if named is not None:
+            yield from _keys(named, f"{prefix}{name}.{ANY_NAME}.", frozenset())
+        elif below is None:
             yield Key(prefix + name, section, field, name in inert_here or is_inert(section, name))
         else:
             yield from _keys(below, f"{prefix}{name}.", inert_keys(section, name))

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+from collections.abc import Collection
 from typing import Any
 
 import yaml
+from pydantic import create_model
 from pydantic_core import PydanticUndefined
 
-from tessera.spec.describe import range_words, section_of, type_words
+from tessera.spec.describe import ANY_NAME, named_sections_of, range_words, section_of, type_words
 from tessera.spec.lineage import RUNTIMES, STAGES, ancestry
+from tessera.spec.networks import FAMILIES, ModelSpec
 from tessera.spec.schema import Spec
 from tessera.spec.section import Section, inert_keys, is_inert
 
 HEAD = """# The keys of a spec
 
-Made from `src/tessera/spec/schema.py` by `tessera reference`; a test compares. How parts compose a spec: [config/README.md](../config/README.md).
+Made from `src/tessera/spec/schema.py` and `networks.py` by `tessera reference`; a test compares.
+How parts compose a spec: [config/README.md](../config/README.md).
 
 - *inert*: the key cannot change a result; changing it reruns nothing.
 - *Read by*: the stages that read the section themselves. Everything made from their outputs reruns as well:
@@ -30,14 +36,17 @@ def reference_markdown() -> str:
     lines += ["## Top level", "", *_table([(Spec, name, "", frozenset()) for name in top]), ""]
     for name in Spec.model_fields:
         section = section_of(Spec.model_fields[name].annotation)
-        if section is not None:
-            lines += _section(name, section, frozenset())
+        if name == "model":
+            lines += _models()
+        elif section is not None:
+            lines += _section(name, name, section, frozenset())
     return "\n".join(lines).rstrip() + "\n"
 
 
 def json_schema() -> dict[str, Any]:
     """For part files, which are partial specs: no key is required."""
-    schema = Spec.model_json_schema()
+    families: Any = functools.reduce(operator.or_, FAMILIES)
+    schema = create_model("Part", __base__=Spec, model=(families, None)).model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "A part of a tessera spec"
     _clean(schema)
@@ -56,19 +65,44 @@ def _chain(verb: str, runtime: str) -> str:
     return ", ".join(stage for stage in ancestry(verb, runtime) if stage != verb) or "nothing"
 
 
-def _section(key: str, section: type[Section], inert_here: frozenset[str]) -> list[str]:
-    lines = [f"## {key}", ""]
-    text = _own_docstring(section)
+def _models() -> list[str]:
+    """What all families share, then the rest of each family."""
+    shared = set(ModelSpec.model_fields) - {"name", "mode"}
+    lines = _section("model", "model, in every family", ModelSpec, frozenset(), {"name", "mode"})
+    for family in FAMILIES:
+        lines += _section("model", f"model of {family.model_fields['name'].default}", family, frozenset(), shared)
+    return lines
+
+
+def _section(
+    key: str,
+    title: str,
+    section: type[Section],
+    inert_here: frozenset[str],
+    skipped: Collection[str] = (),
+    text: str = "",
+) -> list[str]:
+    lines = [f"## {title}", ""]
+    text = " ".join(piece for piece in (text, _own_docstring(section)) if piece)
     if text:
         lines += [text, ""]
     lines += [f"Read by: {', '.join(_readers(key))}.", ""]
     leaves, below = [], []
     for name, field in section.model_fields.items():
         inner = section_of(field.annotation)
-        if inner is None:
+        if name in skipped:
+            continue
+        named = named_sections_of(field.annotation)
+        if named is not None:
+            default = ", ".join(field.get_default(call_default_factory=True)) or "none"
+            title_of_named = f"{key}.{name}.{ANY_NAME}{title.removeprefix(key)}"
+            text = f"{field.description} By default there is: {default}."
+            below += _section(f"{key}.{name}.{ANY_NAME}", title_of_named, named, frozenset(), text=text)
+        elif inner is None:
             leaves.append((section, name, f"{key}.", inert_here))
         else:
-            below += _section(f"{key}.{name}", inner, inert_keys(section, name))
+            inner_title = f"{key}.{name}{title.removeprefix(key)}"
+            below += _section(f"{key}.{name}", inner_title, inner, inert_keys(section, name))
     if leaves:
         lines += [*_table(leaves), ""]
     return lines + below

@@ -165,6 +165,18 @@ class OneFormerLossSpec(MaskLossSpec):
     """What the learned temperature starts from."""
 
 
+class OneFormerPixelDecoderSpec(PixelDecoderSpec):
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """After attention and inside the feed-forward layers."""
+
+
+class OneFormerDecoderSpec(TransformerDecoderSpec):
+    num_object_queries: int = Field(150, ge=2, le=2000)
+    """Upper bound of objects per image, and the task token."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """In attention and feed-forward layers."""
+
+
 class OneFormerSpec(ModelSpec):
     """With mode panoptic one training serves all three tasks, and an evaluation asks each one with its own task token."""
 
@@ -175,10 +187,9 @@ class OneFormerSpec(ModelSpec):
     task_length: int = Field(77, ge=8, le=512)
     """Tokens of the task's text, zero-padded: the width of the task input (TAO: `task_seq_len`)."""
     task_probability: TaskProbabilitySpec = TaskProbabilitySpec()
-    pixel_decoder: PixelDecoderSpec = PixelDecoderSpec(dropout=0.1)
+    pixel_decoder: OneFormerPixelDecoderSpec = OneFormerPixelDecoderSpec()
     class_decoder: ClassDecoderSpec = ClassDecoderSpec()
-    decoder: TransformerDecoderSpec = TransformerDecoderSpec(num_object_queries=150, dropout=0.1)
-    """`num_object_queries` counts the task token."""
+    decoder: OneFormerDecoderSpec = OneFormerDecoderSpec()
     use_task_norm: bool = True
     """Normalises the task token before it becomes queries."""
     text: TextEncoderSpec = TextEncoderSpec()
