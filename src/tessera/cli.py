@@ -192,7 +192,7 @@ def evaluate(
     loader = eval_loader(
         spec, catalog, spec.evaluate.split, fixed_size=predictor.input_size, max_batch=predictor.max_batch
     )
-    evaluation = evaluate(predictor, loader, catalog, predictor.mode)
+    evaluation = evaluate(predictor, loader, catalog, predictor.mode, classes=spec.evaluate.classes)
     out = _folder(experiment) / _name("eval.json", runtime, precision)
     evaluation.write_predictions(out.with_suffix(".predictions.json.gz"))
     document = evaluation.to_json(

@@ -22,8 +22,8 @@ SMALLEST_SIDE = 480
 class Canvas:
     """Masks, boxes and points are given in pixels of the image; the canvas may be larger by a whole ``factor``."""
 
-    def __init__(self, image: Tensor) -> None:
-        """``image``: (3, H, W) uint8."""
+    def __init__(self, image: Tensor, outline: int | None = None) -> None:
+        """``image``: (3, H, W) uint8. ``outline``: width of boxes and contours in pixels of the canvas; None for one that suits its size."""
         height, width = image.shape[-2:]
         self.factor = max(1, min(-(-SMALLEST_SIDE // min(height, width)), 2 * SMALLEST_SIDE // max(height, width)))
         picture = Image.fromarray(image.cpu().permute(1, 2, 0).contiguous().numpy())
@@ -31,7 +31,7 @@ class Canvas:
             picture = picture.resize((width * self.factor, height * self.factor), Image.Resampling.BICUBIC)
         self.pixels = np.array(picture)
         short = min(self.pixels.shape[:2])
-        self.stroke = max(1, round(short / 360))
+        self.stroke = outline or max(1, round(short / 360))
         self.font_size = max(11, round(short / 44))
         self._boxes: list[tuple[Rectangle, Color]] = []
         self._labels: list[tuple[list[tuple[float, float]], str, Color]] = []

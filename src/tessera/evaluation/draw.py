@@ -22,14 +22,18 @@ def draw_predictions(
     mode: Mode,
     opacity: float = 0.5,
     score_threshold: float = 0.5,
+    outline: int | None = None,
 ) -> Image.Image:
-    """``image``: (3, H, W) uint8 at original size. A panoptic prediction can be drawn in any mode."""
+    """``image``: (3, H, W) uint8 at original size. A panoptic prediction can be drawn in any mode.
+
+    ``outline`` is the width of boxes and contours in pixels of the picture, which is enlarged where the image is small.
+    """
     if mode == "panoptic" and predictions.panoptic is not None:
-        return draw_panoptic(image, predictions.panoptic, catalog, opacity)
-    if mode == "instance" and predictions.instances is not None:
-        return draw_instances(image, predictions.instances, catalog, opacity, score_threshold)
+        return draw_panoptic(image, predictions.panoptic, catalog, opacity, outline)
+    if mode in ("instance", "detection") and predictions.instances is not None:
+        return draw_instances(image, predictions.instances, catalog, opacity, score_threshold, outline)
     if mode == "semantic" and predictions.semantic is not None:
-        return draw_semantic(image, predictions.semantic, catalog, opacity)
+        return draw_semantic(image, predictions.semantic, catalog, opacity, outline)
     raise ValueError(f"{predictions.meta.file_name}: the prediction has no {mode} part to draw")
 
 
@@ -46,9 +50,11 @@ def draw_truth(image: Tensor, truth: Target, catalog: ClassCatalog, mode: Mode, 
     return canvas.finish()
 
 
-def draw_semantic(image: Tensor, semantic: Tensor, catalog: ClassCatalog, opacity: float = 0.5) -> Image.Image:
+def draw_semantic(
+    image: Tensor, semantic: Tensor, catalog: ClassCatalog, opacity: float = 0.5, outline: int | None = None
+) -> Image.Image:
     """``semantic``: (H, W) contiguous ids; IGNORE stays uncovered. Each class is named once, in its largest part."""
-    canvas = Canvas(image)
+    canvas = Canvas(image, outline)
     labels = [label for label in torch.unique(semantic).tolist() if label != IGNORE]
     areas = {label: int((semantic == label).sum()) for label in labels}
     for label in sorted(labels, key=lambda label: -areas[label]):
@@ -58,9 +64,11 @@ def draw_semantic(image: Tensor, semantic: Tensor, catalog: ClassCatalog, opacit
     return canvas.finish()
 
 
-def draw_panoptic(image: Tensor, panoptic: Panoptic, catalog: ClassCatalog, opacity: float = 0.5) -> Image.Image:
+def draw_panoptic(
+    image: Tensor, panoptic: Panoptic, catalog: ClassCatalog, opacity: float = 0.5, outline: int | None = None
+) -> Image.Image:
     """Things have a box and a score, stuff has its name inside; void stays uncovered."""
-    canvas = Canvas(image)
+    canvas = Canvas(image, outline)
     segments = sorted(panoptic.segments, key=lambda segment: -segment.score)
     masks = torch.zeros((len(segments), *panoptic.ids.shape), dtype=torch.bool)
     for mask, segment in zip(masks, segments, strict=True):
@@ -72,10 +80,15 @@ def draw_panoptic(image: Tensor, panoptic: Panoptic, catalog: ClassCatalog, opac
 
 
 def draw_instances(
-    image: Tensor, instances: Instances, catalog: ClassCatalog, opacity: float = 0.5, score_threshold: float = 0.5
+    image: Tensor,
+    instances: Instances,
+    catalog: ClassCatalog,
+    opacity: float = 0.5,
+    score_threshold: float = 0.5,
+    outline: int | None = None,
 ) -> Image.Image:
-    """Instances that score at least ``score_threshold``; without masks, boxes alone."""
-    canvas = Canvas(image)
+    """Instances that score at least ``score_threshold``; without masks, boxes alone, each in its class's own colour."""
+    canvas = Canvas(image, outline)
     kept = instances.scores >= score_threshold
     masks = None if instances.masks is None else instances.masks[kept]
     labels, scores = instances.labels[kept].tolist(), instances.scores[kept].tolist()
@@ -114,12 +127,16 @@ def _draw_objects(
     scores: Sequence[float | None] | None = None,
     boxed: Sequence[bool] | None = None,
 ) -> None:
-    """Objects by descending importance. Larger masks are painted first, so that smaller ones stay visible."""
+    """Objects by descending importance. Larger masks are painted first, so that smaller ones stay visible.
+
+    Masks of one class differ in shade; boxes alone need not.
+    """
     seen: Counter[int] = Counter()
     colors = []
     for label in labels:
         category = catalog.categories[label]
-        colors.append(shade(category.color, seen[label]) if category.isthing else category.color)
+        shaded = category.isthing and masks is not None
+        colors.append(shade(category.color, seen[label]) if shaded else category.color)
         seen[label] += 1
     if masks is not None:
         areas = masks.sum((1, 2)).tolist()

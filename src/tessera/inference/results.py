@@ -4,16 +4,17 @@ A folder holds ``index.json``, which lists every image and file, ``overlays/`` a
 
 - ``instances.json``: COCO results (``image_id``, ``category_id``, ``bbox``, ``score``, ``segmentation``), every instance kept
 - ``panoptic.json`` and ``panoptic/``: COCO panoptic, a segment's id = R + 256 G + 65536 B
+- ``labels/``: KITTI label files of a detector, one per image, empty where nothing is certain enough
 - ``semantic/``: one gray PNG per image with the dataset's class ids, 16 bits where an id exceeds 255
 
-A panoptic model fills all of it, and draws ``overlays_instance/`` and ``overlays_semantic/`` too. Names and sub-folders are the images'.
+A panoptic model fills all but the labels, and draws ``overlays_instance/`` and ``overlays_semantic/`` too. Names and sub-folders are the images'.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,9 +25,9 @@ from torch import Tensor
 from tessera import provenance
 from tessera.evaluation.draw import draw_predictions
 from tessera.evaluation.progress import track
-from tessera.files import UserError, atomic_folder, write_json
+from tessera.files import UserError, atomic_folder, write_json, write_text
 from tessera.inference.predictor import Predictor
-from tessera.inference.sources import ImageSource, list_images, number_files, safe_name
+from tessera.inference.sources import ImageSource, list_images, number_files, open_source, safe_name
 from tessera.ops.boxes import masks_to_xyxy
 from tessera.ops.rle import encode_masks
 from tessera.spec.lineage import lineage
@@ -40,7 +41,7 @@ FORMAT = 1
 def infer(predictor: Predictor, spec: Spec, folder: Path, split_images: Sequence[ImageSource] = ()) -> None:
     """Predicts on ``spec.inference.images``, or on ``split_images`` where that is not set, and writes ``folder`` whole or not at all.
 
-    Raises UserError when there is no image, and when an instance model finds nothing in any of them.
+    Raises UserError when there is no image, and when a model of instances or detections finds nothing in any of them.
     """
     sources = choose_images(spec, split_images)
     header = predictor.header
@@ -55,7 +56,20 @@ def infer(predictor: Predictor, spec: Spec, folder: Path, split_images: Sequence
         "facts": provenance.collect(),
     }
     names = [source.file_name for source in sources]
-    write_results(stream, names, folder, header.catalog, header.spec.model.mode, spec.inference, facts)
+    write_results(stream, names, folder, header.catalog, predictor.mode, spec.inference, facts)
+
+
+def predict_to(
+    predictor: Predictor, source: Any, folder: str | Path, settings: InferenceSpec = InferenceSpec()
+) -> None:
+    """The same from Python: everything that ``predictor.predict`` takes, with the pictures and files of ``infer`` below ``folder``.
+
+    Of ``settings`` the keys that say how to draw are read: ``score_threshold``, ``opacity``, ``color_map``, ``outline_width``.
+    """
+    sources = open_source(source)
+    names = [item.file_name for item in sources]
+    stream = predictor.stream(sources)
+    write_results(stream, names, Path(folder), predictor.header.catalog, predictor.mode, settings)
 
 
 def choose_images(spec: Spec, split_images: Sequence[ImageSource] = ()) -> list[ImageSource]:
@@ -84,8 +98,10 @@ def write_results(
     if not file_names:
         raise UserError(f"{folder}: no images were given, so there is nothing to write")
     stems = output_stems(file_names)
+    palette = recolored(catalog, spec.color_map)
+    kitti = kitti_names(catalog) if mode == "detection" else ()
     with atomic_folder(folder) as temporary:
-        writer = _Writer(temporary, catalog, mode, spec)
+        writer = _Writer(temporary, catalog, palette, kitti, mode, spec)
         for (image, prediction), file_name in zip(stream, file_names, strict=True):
             if prediction.meta.file_name != file_name:
                 raise ValueError(f"got the predictions of {prediction.meta.file_name}, expected those of {file_name}")
@@ -113,6 +129,10 @@ def output_stems(file_names: Sequence[str]) -> dict[str, str]:
 class _Writer:
     folder: Path
     catalog: ClassCatalog
+    palette: ClassCatalog
+    """The catalogue in the colours to draw with."""
+    kitti: Sequence[str]
+    """Class names as label files have them; empty where none are written."""
     mode: Mode
     spec: InferenceSpec
     images: list[dict[str, Any]] = field(default_factory=list)
@@ -138,6 +158,10 @@ class _Writer:
             entry["instances"] = len(prediction.instances.scores)
             entry["instances_drawn"] = int((prediction.instances.scores >= self.spec.score_threshold).sum())
             self.instances += coco_results(prediction.instances, meta.image_id, self.catalog)
+            if self.mode == "detection":
+                entry["labels"] = f"labels/{stem}.txt"
+                rows = kitti_rows(prediction.instances, self.kitti, self.spec.score_threshold)
+                write_text(self.folder / entry["labels"], rows)
         if prediction.panoptic is not None:
             entry["panoptic"] = f"panoptic/{stem}.png"
             entry["segments"] = len(prediction.panoptic.segments)
@@ -147,9 +171,10 @@ class _Writer:
         self.images.append(entry)
 
     def finish(self, head: dict[str, Any]) -> None:
-        if self.mode == "instance" and not self.instances:
+        if self.mode in ("instance", "detection") and not self.instances:
             raise UserError(
-                f"the model found no instance in any of the {len(self.images)} images, not even an uncertain one; is it trained?"
+                f"the model found no instance in any of the {len(self.images)} images, not even an uncertain one; is it trained? "
+                "(postprocess.conf_threshold drops detections that score lower)"
             )
         categories = self.catalog.to_json()
         if self.mode != "semantic":
@@ -165,7 +190,10 @@ class _Writer:
     def _draw(self, image: Tensor, prediction: Predictions, mode: Mode, stem: str) -> str:
         """JPEG for photographs that came as JPEG, PNG otherwise."""
         jpeg = PurePosixPath(prediction.meta.file_name).suffix.lower() in (".jpg", ".jpeg")
-        picture = draw_predictions(image, prediction, self.catalog, mode, self.spec.opacity, self.spec.score_threshold)
+        spec = self.spec
+        picture = draw_predictions(
+            image, prediction, self.palette, mode, spec.opacity, spec.score_threshold, spec.outline_width
+        )
         name = stem + (".jpg" if jpeg else ".png")
         self._save(picture, name)
         return name
@@ -218,6 +246,41 @@ def coco_results(instances: Instances, image_id: int, catalog: ClassCatalog) -> 
         for record, rle in zip(found, encode_masks(instances.masks), strict=True):
             record["segmentation"] = rle
     return found
+
+
+def recolored(catalog: ClassCatalog, color_map: Mapping[str, tuple[int, int, int]]) -> ClassCatalog:
+    """Raises UserError for a name that is no class."""
+    unknown = [name for name in color_map if name not in catalog.names]
+    if unknown:
+        raise UserError(
+            f"inference.color_map: the model has no class {unknown[0]!r}; its classes are {', '.join(catalog.names[:20])}"
+            + (", ..." if len(catalog) > 20 else "")
+        )
+    return ClassCatalog(tuple(replace(c, color=color_map.get(c.name, c.color)) for c in catalog.categories))
+
+
+def kitti_names(catalog: ClassCatalog) -> tuple[str, ...]:
+    """KITTI's columns are separated by spaces, so white space in a name becomes ``_``. Raises UserError where two classes become one."""
+    names = tuple("_".join(name.split()) for name in catalog.names)
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(
+                f"{count} classes would be called {name!r} in KITTI label files, where '_' stands for white space; rename one in the label map"
+            )
+    return names
+
+
+def kitti_rows(instances: Instances, names: Sequence[str], score_threshold: float) -> str:
+    """A line of 16 columns for each that scores at least the threshold: type, truncated, occluded, alpha, box (left, top, right,
+    bottom), seven 3-D columns that are zero, score."""
+    kept = instances.scores >= score_threshold
+    fields = zip(
+        instances.labels[kept].tolist(), instances.boxes[kept].tolist(), instances.scores[kept].tolist(), strict=True
+    )
+    return "".join(
+        f"{names[label]} 0.00 0 0.00 {' '.join(f'{side:.2f}' for side in box)}{' 0.00' * 7} {score:.4f}\n"
+        for label, box, score in fields
+    )
 
 
 def _xywh(box: Tensor) -> list[float]:
