@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tessera.data.datasets import SegmentationDataset, open_dataset
+from tessera.data.tasks import Task, Tasks
 from tessera.data.transforms import (
     augment,
     has_pixels,
@@ -55,7 +56,7 @@ def train_loader(
     )
     augmentation = spec.dataset.augmentation
     return _Loader(
-        AugmentedDataset(dataset, augmentation, section.target_size, spec.seed),
+        AugmentedDataset(dataset, augmentation, section.target_size, spec.seed, Tasks.of(spec.model, catalog)),
         batch_sampler=batches,
         num_workers=section.num_workers,
         collate_fn=TrainCollate(augmentation.train_crop_size or augmentation.fixed_padding, spec.model.pixel_mean),
@@ -174,7 +175,11 @@ class FixedBatches(Sampler[list[int]]):
         return iter(self._batches)
 
 
-class AugmentedDataset(Dataset[tuple[Sample, tuple[int, int]]]):
+Augmented = tuple[Sample, tuple[int, int], Task | None]
+"""A sample, the (height, width) of its image as read, and the task it is shown with, of models that are told one."""
+
+
+class AugmentedDataset(Dataset[Augmented]):
     """Samples by (pass, index), resized and cropped but not yet padded."""
 
     def __init__(
@@ -183,19 +188,24 @@ class AugmentedDataset(Dataset[tuple[Sample, tuple[int, int]]]):
         augmentation: AugmentationSpec,
         target_size: tuple[int, int] | None,
         seed: int,
+        tasks: Tasks | None = None,
     ) -> None:
         self._dataset = dataset
         self._augmentation = augmentation
         self._target_size = target_size
         self._seed = seed
+        self._tasks = tasks
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Sample, tuple[int, int]]:
-        """The sample and the (height, width) of the image as read."""
+    def __getitem__(self, key: tuple[int, int]) -> Augmented:
         passage, index = key
         sample = self._dataset.read(index)
         generator = sample_generator(self._seed, passage, index)
         image, target = augment(sample.image, sample.target, self._augmentation, self._target_size, generator)
-        return replace(sample, image=image, target=target), _size(sample.image)
+        task = None
+        if self._tasks is not None:
+            task = self._tasks.draw(self._seed, passage, index)
+            target = self._tasks.target(target, task)
+        return replace(sample, image=image, target=target), _size(sample.image), task
 
 
 class ReadDataset(Dataset[Sample]):
@@ -217,14 +227,16 @@ class TrainCollate:
     """(height, width) that holds every image; None: a batch is as large as its largest image."""
     pixel_mean: tuple[float, float, float]
 
-    def __call__(self, items: list[tuple[Sample, tuple[int, int]]]) -> Batch:
-        size = padded_size([self.size] if self.size else [_size(sample.image) for sample, _ in items], _DIVISOR)
-        images, padding = pad_and_stack([sample.image for sample, _ in items], size, self.pixel_mean)
+    def __call__(self, items: list[Augmented]) -> Batch:
+        samples = [sample for sample, _, _ in items]
+        size = padded_size([self.size] if self.size else [_size(sample.image) for sample in samples], _DIVISOR)
+        images, padding = pad_and_stack([sample.image for sample in samples], size, self.pixel_mean)
         metas = [
-            ImageMeta(sample.image_id, sample.file_name, original, _size(sample.image)) for sample, original in items
+            ImageMeta(sample.image_id, sample.file_name, original, _size(sample.image)) for sample, original, _ in items
         ]
-        targets = [pad_target(sample.target, size) for sample, _ in items]
-        return Batch(images, padding, metas, targets, truths=None)
+        targets = [pad_target(sample.target, size) for sample in samples]
+        tasks: list[str] = [task for _, _, task in items if task is not None]
+        return Batch(images, padding, metas, targets, truths=None, tasks=tasks or None)
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,11 @@ def order_generator(seed: int, passage: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=_words(seed, passage), counter=_words(0, 0, 0, 1)))
 
 
+def task_generator(seed: int, passage: int, index: int) -> np.random.Generator:
+    """For the task that image ``index`` is shown with in the ``passage``-th pass; independent of the others."""
+    return np.random.Generator(np.random.Philox(key=_words(seed, passage), counter=_words(0, 0, index, 2)))
+
+
 def augment(
     image: Tensor,
     target: Target,
