@@ -110,9 +110,11 @@ class MaskedDecoder(nn.Module):
         return predictions
 
 
-def mask_logits(embeddings: Tensor, mask_features: Tensor) -> Tensor:
-    """(B, Q, C) and (B, C, h, w) to (B, Q, h, w)."""
-    return torch.unflatten(embeddings @ mask_features.flatten(2), 2, mask_features.shape[-2:])
+def mask_outputs(prediction: tuple[Tensor, Tensor], mask_features: Tensor) -> dict[str, Tensor]:
+    """Class logits and mask embeddings (B, Q, C) with mask features (B, C, h, w) to the logits by name."""
+    logits, embeddings = prediction
+    masks = torch.unflatten(embeddings @ mask_features.flatten(2), 2, mask_features.shape[-2:])
+    return {"pred_logits": logits, "pred_masks": masks}
 
 
 def _resized(mask_features: Tensor, shape: tuple[int, int]) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tessera.models.backbone import build_backbone
 from tessera.models.base import Network
-from tessera.models.common.masked_decoder import MaskedDecoder, mask_logits
+from tessera.models.common.masked_decoder import MaskedDecoder, mask_outputs
 from tessera.models.common.pixel_decoder import PixelDecoder
 from tessera.spec.networks import Mask2FormerSpec
 
@@ -41,11 +41,7 @@ class Mask2Former(Network):
         pixels = self.pixel_decoder(self.backbone(self.normalise(images)))
         queries = self.query_feat.weight.expand(images.shape[0], -1, -1)
         *earlier, last = self.decoder(queries, self.query_embed.weight, pixels)
-        outputs: dict[str, Any] = _named(last, pixels.mask_features)
+        outputs: dict[str, Any] = mask_outputs(last, pixels.mask_features)
         if self.training and self.deep_supervision:
-            outputs["aux"] = [_named(prediction, pixels.mask_features) for prediction in earlier]
+            outputs["aux"] = [mask_outputs(prediction, pixels.mask_features) for prediction in earlier]
         return outputs
-
-
-def _named(prediction: tuple[Tensor, Tensor], mask_features: Tensor) -> dict[str, Tensor]:
-    return {"pred_logits": prediction[0], "pred_masks": mask_logits(prediction[1], mask_features)}
