@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tessera.models import encoder_decoder, mask2former
+from tessera.models import encoder_decoder, mask2former, oneformer
 from tessera.models.base import Model, Postprocess
 from tessera.spec.networks import ModelSpec
 from tessera.spec.schema import PostprocessSpec
@@ -16,17 +16,19 @@ from tessera.structures import ClassCatalog
 MODELS: dict[str, Callable[[Any, ClassCatalog, PostprocessSpec, bool, bool], Model]] = {
     "encoder_decoder": encoder_decoder.build,
     "mask2former": mask2former.build,
+    "oneformer": oneformer.build,
 }
 
 POSTPROCESS: dict[str, Callable[[Any, ClassCatalog, PostprocessSpec], Postprocess]] = {
     "encoder_decoder": encoder_decoder.build_postprocess,
     "mask2former": mask2former.build_postprocess,
+    "oneformer": oneformer.build_postprocess,
 }
 
-TASKS: dict[str, Callable[[Any], tuple[str, ...]]] = {}
+TASKS: dict[str, Callable[[Any], tuple[str, ...]]] = {"oneformer": oneformer.tasks}
 """Families whose network is told what to do: the tasks that an evaluation asks one after the other."""
 
-TASK_INPUTS: dict[str, Callable[[Any, str], Tensor]] = {}
+TASK_INPUTS: dict[str, Callable[[Any, str], Tensor]] = {"oneformer": oneformer.task_input}
 """The same families: a task as the network's input named ``task``, (L,) float32."""
 
 

@@ -173,8 +173,6 @@ class OneFormerPixelDecoderSpec(PixelDecoderSpec):
 class OneFormerDecoderSpec(TransformerDecoderSpec):
     num_object_queries: int = Field(150, ge=2, le=2000)
     """Upper bound of objects per image, and the task token."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """In attention and feed-forward layers."""
 
 
 class OneFormerSpec(ModelSpec):
