@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError
 
 from tessera.files import UserError
@@ -26,7 +25,7 @@ from tessera.spec.describe import closest
 from tessera.spec.layers import Layer, override_layer, read_layer
 from tessera.spec.lineage import differences, lineage
 from tessera.spec.mistakes import OVERRIDE, Mistake, from_validation, refuse
-from tessera.spec.parts import read_mapping
+from tessera.spec.parts import read_mapping, render_yaml
 from tessera.spec.schema import SPECS, DatasetSpec, Spec
 from tessera.spec.section import Section
 
@@ -325,18 +324,7 @@ def load_grid(root: Path = Path(), data_root: str | None = None) -> Grid:
 
 def render_spec(resolved: Resolved) -> str:
     """YAML that reads back as the same spec, with the origin of every value as a comment."""
-    lines: list[tuple[str, str]] = []
-    opened: list[str] = []
-    for key, value in _leaves(resolved.spec):
-        *sections, leaf = key.split(".")
-        shared = sum(
-            1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(opened, sections, strict=False))
-        )
-        lines += [(f"{'  ' * depth}{sections[depth]}:", "") for depth in range(shared, len(sections))]
-        opened = sections
-        lines.append((f"{'  ' * len(sections)}{leaf}: {_yaml(value)}", resolved.origins[key]))
-    width = min(60, max(len(text) for text, _ in lines))
-    return "\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in lines)
+    return render_yaml([(key, value, resolved.origins[key]) for key, value in _leaves(resolved.spec)])
 
 
 def explain(
@@ -432,9 +420,3 @@ def _nearest(set_by: Mapping[str, str], key: str) -> str:
             return set_by[key]
         key = key.rpartition(".")[0]
     return DEFAULT
-
-
-def _yaml(value: Any) -> str:
-    plain = list(value) if isinstance(value, tuple) else value
-    text: str = yaml.dump(plain, Dumper=yaml.CSafeDumper, default_flow_style=True, width=10**6, allow_unicode=True)
-    return text.removesuffix("...\n").strip()

@@ -123,9 +123,13 @@ def closest(name: str, names: Sequence[str], count: int = 3) -> list[str]:
 
 
 def nearest_keys(root: type[Section], prefix: str, name: str) -> list[str]:
-    """Legal dotted keys that an unknown ``prefix + name`` may have meant: a sibling of alike spelling, else the same name elsewhere,
-    else an alike name elsewhere."""
-    every = _every_key(root)
+    """Legal dotted keys that an unknown ``prefix + name`` may have meant."""
+    return nearest_names(_every_key(root), prefix, name)
+
+
+def nearest_names(every: Sequence[str], prefix: str, name: str) -> list[str]:
+    """Of dotted names, those that ``prefix + name`` may have meant: the same name elsewhere, else a sibling of alike spelling, else an
+    alike name elsewhere."""
     siblings = {key.removeprefix(prefix): key for key in every if key.startswith(prefix)}
     siblings = {leaf: key for leaf, key in siblings.items() if leaf and "." not in leaf}
     elsewhere: dict[str, list[str]] = {}

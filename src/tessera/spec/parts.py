@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,22 @@ def line_of(path: Path, key: str) -> int | None:
     return line
 
 
+def render_yaml(entries: Sequence[tuple[str, Any, str]]) -> str:
+    """Sections of (dotted key, value, comment), keys of a section next to each other; an empty comment is left out."""
+    lines: list[tuple[str, str]] = []
+    opened: list[str] = []
+    for key, value, comment in entries:
+        *sections, leaf = key.split(".")
+        shared = sum(
+            1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(opened, sections, strict=False))
+        )
+        lines += [(f"{'  ' * depth}{sections[depth]}:", "") for depth in range(shared, len(sections))]
+        opened = sections
+        lines.append((f"{'  ' * len(sections)}{leaf}: {_yaml(value)}", comment))
+    width = min(60, max(len(text) for text, _ in lines))
+    return "\n".join(f"{text:<{width}}  # {comment}" if comment else text for text, comment in lines)
+
+
 def shown(value: Any) -> str:
     """A found value in words, short enough for a message."""
     if value is None:
@@ -127,3 +145,9 @@ def _tab_at(text: str, mark: Any) -> bool:
 
 def _is_number_error(error: BaseException) -> bool:
     return isinstance(error, ValueError) and "Circular" not in str(error)
+
+
+def _yaml(value: Any) -> str:
+    plain = list(value) if isinstance(value, tuple) else value
+    text: str = yaml.dump(plain, Dumper=yaml.CSafeDumper, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
