@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,12 +67,19 @@ def full_catalog(dataset: DatasetSpec, data_root: str) -> ClassCatalog:
     return catalog
 
 
-def require_match(source: Source, data_root: str, dataset: DatasetSpec, split: str) -> None:
-    """Raises UserError for a pattern that no file matches."""
-    if is_pattern(source.annotations) and not (Path(data_root) / source.annotations).exists():
-        raise UserError(
-            f"{Path(data_root) / source.annotations}: no file matches this pattern (dataset.{split}.annotations of {dataset.name})"
-        )
+def split_sources(dataset: DatasetSpec, split: str, data_root: str) -> list[Source]:
+    """The annotation files of a split. Raises UserError for a pattern that no file matches, and for a file that comes twice."""
+    found = sources(getattr(dataset, split), data_root)
+    for name, count in Counter(source.annotations for source in found).items():
+        if is_pattern(name) and not (Path(data_root) / name).exists():
+            raise UserError(
+                f"{Path(data_root) / name}: no file matches this pattern (dataset.{split}.annotations of {dataset.name})"
+            )
+        if count > 1:
+            raise UserError(
+                f"dataset {dataset.name}: dataset.{split}.annotations leads to {name} {count} times, expected once"
+            )
+    return found
 
 
 def _listed_categories(dataset: DatasetSpec, data_root: str) -> tuple[list[Any], Path]:
@@ -81,9 +89,8 @@ def _listed_categories(dataset: DatasetSpec, data_root: str) -> tuple[list[Any],
     """
     merged: list[Any] = []
     named: dict[Any, tuple[Any, Path]] = {}
-    files = sources(dataset.train, data_root)
+    files = split_sources(dataset, "train", data_root)
     for source in files:
-        require_match(source, data_root, dataset, "train")
         path = Path(data_root) / source.annotations
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("categories"), list):

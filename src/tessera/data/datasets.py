@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tessera.data.catalog import full_catalog, require_match, require_mode
+from tessera.data.catalog import full_catalog, require_mode, split_sources
 from tessera.data.coco import CocoInstances
 from tessera.data.joined import JoinedDataset
 from tessera.data.mask_pairs import MaskPairs
@@ -15,7 +14,7 @@ from tessera.data.reader import Findings, SegmentationDataset
 from tessera.files import UserError
 from tessera.spec.networks import Mode
 from tessera.spec.schema import DatasetSpec
-from tessera.spec.sources import Source, sources
+from tessera.spec.sources import Source
 from tessera.structures import ClassCatalog
 
 __all__ = ["SegmentationDataset", "index_dataset", "open_dataset"]
@@ -66,18 +65,11 @@ def index_dataset(
             return CocoInstances(annotations, images, catalog, known, mode, found)
         return CocoPanoptic(annotations, images, root / source.panoptic, catalog, known, mode, found)
 
-    chosen = sources(section, data_root)
+    chosen = split_sources(dataset, split, data_root)
     if len(chosen) == 1:
-        require_match(chosen[0], data_root, dataset, split)
         return reader(chosen[0], findings)
-    for name, count in Counter(source.annotations for source in chosen).items():
-        if count > 1:
-            raise UserError(
-                f"dataset {dataset.name}: dataset.{split}.annotations leads to {name} {count} times, expected once"
-            )
     readers = []
     for source in chosen:
-        require_match(source, data_root, dataset, split)
         own = Findings()
         readers.append(reader(source, own))
         findings.errors += [f"{root / source.annotations}: {error}" for error in own.errors]

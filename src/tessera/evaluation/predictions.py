@@ -4,7 +4,7 @@
 ``resized_size`` and, where the mode has them:
 
 - ``semantic``: ``{"segments": [{"label", "counts"}], "confusion": [[true label, predicted label, pixels], ...]}``
-- ``instances``: ``[{"score", "label", "box": [x1, y1, x2, y2], "counts"}]``, by descending score
+- ``instances``: ``[{"score", "label", "box": [x1, y1, x2, y2], "counts"}]``, by descending score; detections have no counts
 - ``panoptic``: ``{"segments": [{"id", "label", "score", "counts"}], "quality": [[label, iou, tp, fp, fn], ...]}``
 
 ``counts`` is COCO's compressed run-length encoding at original size. Labels are contiguous ids.
@@ -43,7 +43,7 @@ class SavedPredictions:
 
     def __getitem__(self, index: int) -> Predictions:
         """Decoded; equal to what was evaluated."""
-        return decode_record(self.records[index])
+        return decode_record(self.records[index], masks=self.mode != "detection")
 
 
 def write_predictions(path: Path, mode: str, catalog: ClassCatalog, records: Sequence[dict[str, Any]]) -> None:
@@ -104,7 +104,8 @@ def encode_record(
     return record
 
 
-def decode_record(record: dict[str, Any]) -> Predictions:
+def decode_record(record: dict[str, Any], masks: bool = True) -> Predictions:
+    """``masks`` False: its instances are boxes alone, which an image without any does not tell."""
     height, width = record["original_size"]
     size = (height, width)
     resized = record["resized_size"]
@@ -116,7 +117,7 @@ def decode_record(record: dict[str, Any]) -> Predictions:
             found.semantic[torch.from_numpy(mask)] = segment["label"]
     if "instances" in record:
         items = record["instances"]
-        has_masks = all("counts" in item for item in items)
+        has_masks = masks and all("counts" in item for item in items)
         found.instances = Instances(
             scores=torch.tensor([item["score"] for item in items], dtype=torch.float32),
             labels=torch.tensor([item["label"] for item in items], dtype=torch.int64),
