@@ -38,7 +38,10 @@ def encode_places(rows: Tensor, columns: Tensor, channels: int) -> Tensor:
     half = channels // 2
     exponent = 2 * torch.div(torch.arange(half, device=rows.device), 2, rounding_mode="floor") / half
     periods = TEMPERATURE**exponent
-    grid = torch.broadcast_tensors(_encode(rows, periods).unsqueeze(2), _encode(columns, periods).unsqueeze(1))
+    grid = (
+        _encode(rows, periods).unsqueeze(2).expand(-1, -1, columns.shape[1], -1),
+        _encode(columns, periods).unsqueeze(1).expand(-1, rows.shape[1], -1, -1),
+    )
     return torch.cat(grid, dim=3).flatten(1, 2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,3 +61,16 @@ def load_strictly(
         ]
         raise UserError(f"{source}: these weights do not fit\n  " + "\n  ".join(lines))
     module.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
+
+
+def split_packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The packed projection of ``nn.MultiheadAttention`` to our three."""
+    split: dict[str, Tensor] = {}
+    for name, value in state.items():
+        found = re.fullmatch(r"(.*)\.in_proj_(weight|bias)", name)
+        if found is None:
+            split[name] = value
+            continue
+        for part, piece in zip("qkv", value.chunk(3), strict=True):
+            split[f"{found[1]}.{part}_proj.{found[2]}"] = piece
+    return split

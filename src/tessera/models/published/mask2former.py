@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tessera.models.published import split_packed
+
 _SWIN = r"^model\.pixel_level_module\.encoder\.(?:swin\.)?"
 _PIXELS = r"^model\.pixel_level_module\.decoder\."
 _QUERIES = r"^model\.transformer_module\."
@@ -66,7 +68,7 @@ def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for pattern, replacement in _RULES:
             name = re.sub(pattern, replacement, name)
         renamed[name] = value
-    return _split_packed(_pack_swin(renamed))
+    return split_packed(_pack_swin(renamed))
 
 
 def _pack_swin(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -79,16 +81,3 @@ def _pack_swin(state: dict[str, Tensor]) -> dict[str, Tensor]:
         elif found[2] == "q" and all(f"{found[1]}.{part}.{found[3]}" in state for part in "kv"):
             packed[f"{found[1]}.qkv.{found[3]}"] = torch.cat([state[f"{found[1]}.{part}.{found[3]}"] for part in "qkv"])
     return packed
-
-
-def _split_packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The packed projection of ``nn.MultiheadAttention`` to our three."""
-    split: dict[str, Tensor] = {}
-    for name, value in state.items():
-        found = re.fullmatch(r"(.*)\.in_proj_(weight|bias)", name)
-        if found is None:
-            split[name] = value
-            continue
-        for part, piece in zip("qkv", value.chunk(3), strict=True):
-            split[f"{found[1]}.{part}_proj.{found[2]}"] = piece
-    return split
