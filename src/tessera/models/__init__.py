@@ -7,19 +7,21 @@ from typing import Any
 
 from torch import Tensor
 
-from tessera.models import encoder_decoder, mask2former, oneformer
+from tessera.models import deformable_detr, encoder_decoder, mask2former, oneformer
 from tessera.models.base import Model, Postprocess
 from tessera.spec.networks import ModelSpec
 from tessera.spec.schema import PostprocessSpec
 from tessera.structures import ClassCatalog
 
 MODELS: dict[str, Callable[[Any, ClassCatalog, PostprocessSpec, bool, bool], Model]] = {
+    "deformable_detr": deformable_detr.build,
     "encoder_decoder": encoder_decoder.build,
     "mask2former": mask2former.build,
     "oneformer": oneformer.build,
 }
 
 POSTPROCESS: dict[str, Callable[[Any, ClassCatalog, PostprocessSpec], Postprocess]] = {
+    "deformable_detr": deformable_detr.build_postprocess,
     "encoder_decoder": encoder_decoder.build_postprocess,
     "mask2former": mask2former.build_postprocess,
     "oneformer": oneformer.build_postprocess,
