@@ -7,10 +7,11 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tessera.files import UserError
-from tessera.inference.results import choose_images, infer, output_stems, write_results
+from tessera.inference.results import choose_images, infer, output_stems, predict_to, write_results
 from tessera.inference.sources import ImageSource, open_source
 from tessera.inference.torch_runtime import TorchPredictor
 from tessera.spec.schema import InferenceSpec
+from tessera.structures import Category, ClassCatalog, ImageMeta, Instances, Predictions
 from tests.inference.tiny import CATALOG, make_catalog, make_model, make_picture, make_spec, save_picture
 
 
@@ -200,3 +201,87 @@ def test_results_of_a_list_keep_sub_folders(tmp_path):
     stream = TorchPredictor(model, header).stream(sources)
     write_results(stream, [s.file_name for s in sources], tmp_path / "out", header.catalog, "semantic")
     assert (tmp_path / "out/semantic/left/x.png").is_file() and (tmp_path / "out/overlays/right/x.png").is_file()
+
+
+CELLS = ClassCatalog(
+    (
+        Category(1, "red cell", (220, 40, 60), True),
+        Category(4, "platelet", (40, 90, 200), True),
+    )
+)
+
+
+def detected(file_name, scores, labels, boxes, image_id=1, size=(120, 160)):
+    instances = Instances(torch.tensor(scores), torch.tensor(labels), torch.tensor(boxes).reshape(-1, 4), None)
+    image = torch.full((3, *size), 128, dtype=torch.uint8)
+    return image, Predictions(ImageMeta(image_id, file_name, size, size), instances=instances)
+
+
+def write_detections(folder, stream, **settings):
+    names = [prediction.meta.file_name for _, prediction in stream]
+    write_results(stream, names, folder, CELLS, "detection", InferenceSpec(**settings))
+    return json.loads((folder / "index.json").read_text())
+
+
+def test_detections_become_boxes_json_and_kitti_labels(tmp_path):
+    stream = [
+        detected("a/1.png", [], torch.zeros(0, dtype=torch.int64).tolist(), []),
+        detected("a/2.png", [0.75, 0.5, 0.25], [1, 0, 0], [[10.5, 20, 60, 80.25], [90, 30, 150, 110], [0, 0, 9, 9]], 2),
+    ]
+    folder = tmp_path / "inference"
+    index = write_detections(folder, stream)
+    assert on_disk(folder) == sorted(index["files"])
+    assert {path.name for path in folder.iterdir()} == {"overlays", "labels", "instances.json", "index.json"}
+    results = json.loads((folder / "instances.json").read_text())
+    assert [(r["image_id"], r["category_id"], r["score"]) for r in results] == [(2, 4, 0.75), (2, 1, 0.5), (2, 1, 0.25)]
+    assert results[0]["bbox"] == [10.5, 20.0, 49.5, 60.25] and "segmentation" not in results[0]
+    assert (folder / "labels/a/1.txt").read_text() == "", "every image has its file"
+    zeros = "0.00 0.00 0.00 0.00 0.00 0.00 0.00"
+    assert (folder / "labels/a/2.txt").read_text() == (
+        f"platelet 0.00 0 0.00 10.50 20.00 60.00 80.25 {zeros} 0.7500\n"
+        f"red_cell 0.00 0 0.00 90.00 30.00 150.00 110.00 {zeros} 0.5000\n"
+    )
+    assert [len(line.split()) for line in (folder / "labels/a/2.txt").read_text().splitlines()] == [16, 16]
+    entry = index["images"][1]
+    assert (entry["labels"], entry["instances"], entry["instances_drawn"]) == ("labels/a/2.txt", 3, 2)
+    write_detections(folder, stream, score_threshold=0.0)
+    assert len((folder / "labels/a/2.txt").read_text().splitlines()) == 3
+
+
+def test_colours_and_outlines_can_be_chosen(tmp_path):
+    stream = [detected("1.png", [0.9, 0.8], [0, 1], [[10.0, 10, 60, 100], [100, 30, 150, 110]], size=(500, 500))]
+
+    def drawn(name, **settings):
+        write_detections(tmp_path / name, stream, **settings)
+        with Image.open(tmp_path / name / "overlays/1.png") as picture:
+            return np.asarray(picture.convert("RGB"))
+
+    plain = drawn("plain")
+    assert tuple(plain[60, 10]) == (220, 40, 60) and tuple(plain[70, 149]) == (40, 90, 200)
+    assert tuple(plain[60, 14]) == (128, 128, 128)
+    changed = drawn("changed", color_map={"red cell": (1, 250, 3)}, outline_width=6)
+    assert tuple(changed[60, 10]) == tuple(changed[60, 14]) == (1, 250, 3)
+    assert tuple(changed[70, 149]) == (40, 90, 200), "a class that is not named keeps the label map's colour"
+    with pytest.raises(
+        UserError, match=r"inference\.color_map: the model has no class 'cell'; its classes are red cell"
+    ):
+        drawn("wrong", color_map={"cell": (1, 2, 3)})
+    assert not (tmp_path / "wrong").exists()
+
+
+def test_class_names_that_kitti_cannot_tell_apart_are_refused(tmp_path):
+    twins = ClassCatalog((Category(1, "red cell", (1, 2, 3), True), Category(2, "red_cell", (3, 2, 1), True)))
+    with pytest.raises(UserError, match="2 classes would be called 'red_cell'"):
+        write_results([detected("1.png", [0.9], [0], [[1.0, 1, 5, 5]])], ["1.png"], tmp_path / "x", twins, "detection")
+
+
+def test_no_detection_anywhere_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"no instance in any of the 1 images.*postprocess\.conf_threshold"):
+        write_detections(tmp_path / "x", [detected("1.png", [], [], [])])
+
+
+def test_three_lines_of_python_write_pictures_and_label_maps(tmp_path):
+    save_picture(tmp_path / "photos/a.png", 60, 60, 0)
+    model, header = make_model("semantic")
+    predict_to(TorchPredictor(model, header), tmp_path / "photos", tmp_path / "out", InferenceSpec(opacity=1.0))
+    assert on_disk(tmp_path / "out") == ["index.json", "overlays/a.png", "semantic/a.png"]
