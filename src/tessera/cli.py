@@ -17,6 +17,7 @@ from tessera.spec.lineage import RUNTIMES, STAGES, lineage, lineage_digest
 if TYPE_CHECKING:
     from tessera.inference.predictor import Predictor
     from tessera.spec.compose import Resolved
+    from tessera.spec.schema import ViewsSpec
 
 app = typer.Typer(
     add_completion=False,
@@ -154,11 +155,12 @@ def parity(
     """Compare a runtime's outputs with PyTorch's on real images; fails outside the tolerance."""
     from tessera.data.datamodule import eval_loader
     from tessera.deploy.parity import check_parity
+    from tessera.spec.schema import ViewsSpec
 
     resolved = _open(experiment, overrides, data_root, expect, log, "parity", runtime, precision)
     spec = resolved.spec
-    reference = _predictor(resolved, "torch", "fp32")
-    candidate = _predictor(resolved, runtime, precision)
+    reference = _predictor(resolved, "torch", "fp32", ViewsSpec())
+    candidate = _predictor(resolved, runtime, precision, ViewsSpec())
     loader = eval_loader(
         spec,
         reference.header.catalog,
@@ -272,6 +274,27 @@ def why(
     print(explain(found, resolved, stage, runtime, precision))
 
 
+@app.command("import-spec")
+def import_spec(
+    files: Annotated[
+        list[Path], typer.Argument(help="Experiment specs of NVIDIA TAO (YAML); several are read as one.")
+    ],
+    name: Annotated[str, typer.Option(help="What the dataset is to be called here.")],
+    variant: Annotated[str, typer.Option(help="What the recipe is to be called here.")] = "tao",
+    model: Annotated[
+        str | None,
+        typer.Option(help="mask2former, oneformer or deformable_detr; left out, the keys tell.", show_default=False),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Root of the project, which holds config/.")] = Path(),
+) -> None:
+    """Turn TAO specs into parts of this project, and say of every key what became of it."""
+    from tessera.spec.tao import import_spec, write_files
+
+    done = import_spec(files, name, model, variant, out)
+    write_files(done.files)
+    print(done.report)
+
+
 @app.command()
 def reference(
     out: Annotated[Path, typer.Option(help="Markdown reference of every key.")] = Path("docs/spec.md"),
@@ -360,15 +383,15 @@ def _model(experiment: str, runtime: str = "torch", precision: str = "fp32") -> 
     return _folder(experiment) / ("model" + ("" if precision == "fp32" else f".{precision}") + suffix)
 
 
-def _predictor(resolved: Resolved, runtime: str, precision: str) -> Predictor:
-    """The stage's parent model, found by name and refused when it was made from another spec."""
+def _predictor(resolved: Resolved, runtime: str, precision: str, testing: ViewsSpec | None = None) -> Predictor:
+    """The stage's parent model, found by name and refused when it was made from another spec. ``testing`` replaces the spec's."""
     from tessera.inference import load_predictor
 
     path = _model(resolved.name, runtime, precision)
     stage = {"torch": "train", "onnx": "export" if precision == "fp32" else "precision", "trt": "engine"}[runtime]
     if not path.exists():
         raise UserError(f"{path}: no such file; make it with `snakemake --cores 2 {path}`")
-    predictor = load_predictor(path, resolved.spec.postprocess)
+    predictor = load_predictor(path, resolved.spec.postprocess, testing=testing or resolved.spec.testing)
     predictor.header.require(path, stage, lineage(resolved.spec, stage, precision=precision))
     return predictor
 

@@ -114,7 +114,7 @@ def render_yaml(entries: Sequence[tuple[str, Any, str]]) -> str:
         )
         lines += [(f"{'  ' * depth}{sections[depth]}:", "") for depth in range(shared, len(sections))]
         opened = sections
-        lines.append((f"{'  ' * len(sections)}{leaf}: {_yaml(value)}", comment))
+        lines.append((f"{'  ' * len(sections)}{leaf}: {inline_yaml(value)}", comment))
     width = min(60, max(len(text) for text, _ in lines))
     return "\n".join(f"{text:<{width}}  # {comment}" if comment else text for text, comment in lines)
 
@@ -147,7 +147,8 @@ def _is_number_error(error: BaseException) -> bool:
     return isinstance(error, ValueError) and "Circular" not in str(error)
 
 
-def _yaml(value: Any) -> str:
+def inline_yaml(value: Any) -> str:
+    """On one line."""
     plain = list(value) if isinstance(value, tuple) else value
     text: str = yaml.dump(plain, Dumper=yaml.CSafeDumper, default_flow_style=True, width=10**6, allow_unicode=True)
     return text.removesuffix("...\n").strip()
