@@ -86,12 +86,21 @@ def deterministic(hardware: Hardware, threads: int) -> Iterator[None]:
         torch.set_num_threads(threads_before)
 
 
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "not enough memory",
+    "CUDA out of memory",
+    "killed by signal: Killed",
+    "killed by signal: Bus error",
+)
+"""In PyTorch's messages; the last two are of loader processes, which the system ends when main or shared memory is used up."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(
-        text in str(error) for text in ("can't allocate memory", "not enough memory", "CUDA out of memory")
-    )
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)
 
 
 def memory_advice(spec: Spec, hardware: Hardware) -> str:
@@ -104,15 +113,30 @@ def memory_advice(spec: Spec, hardware: Hardware) -> str:
         advice.append("train.precision=bf16 (now fp32)")
     if dataset.train.batch_size > 1:
         advice.append(f"dataset.train.batch_size={dataset.train.batch_size // 2} (now {dataset.train.batch_size})")
-    height, width = dataset.augmentation.train_crop_size
-    advice.append(
-        f"a smaller dataset.augmentation.train_crop_size (now [{height}, {width}]), with train_min_size to match (now "
-        f"{dataset.augmentation.train_min_size})"
-    )
+    sizes = dataset.augmentation
+    if sizes.train_crop_size is None:
+        advice.append(
+            f"smaller dataset.augmentation.train_min_size (now {sizes.train_min_size}) and train_max_size (now {sizes.train_max_size})"
+            + (f", with fixed_padding to match (now {list(sizes.fixed_padding)})" if sizes.fixed_padding else "")
+        )
+    else:
+        advice.append(
+            f"a smaller dataset.augmentation.train_crop_size (now {list(sizes.train_crop_size)}), with train_min_size to match (now "
+            f"{sizes.train_min_size})"
+        )
     advice.append(
         f"validation: smaller dataset.val.batch_size (now {dataset.val.batch_size}) or dataset.augmentation.test_min_size "
         f"(now {dataset.augmentation.test_min_size})"
     )
+    if dataset.train.num_workers:
+        advice.append(
+            f"dataset.train.num_workers={dataset.train.num_workers // 2} (now {dataset.train.num_workers}), where the machine's own memory is "
+            "short: every loader process needs some"
+        )
     advice.append(f"a smaller model.backbone.name (now {spec.model.backbone.name})")
+    if "backbone" not in train.freeze:
+        advice.append("train.freeze=[backbone], with pretrained weights")
+    if hardware.world_size > 1 and hardware.gpus and train.distributed_strategy == "ddp":
+        advice.append("train.distributed_strategy=fsdp (now ddp): parameters and optimiser are shared out")
     where = "the GPU's" if hardware.gpus else "the machine's"
     return f"out of memory: this training needs more than {where}. Try, in this order:\n  " + "\n  ".join(advice)
