@@ -25,7 +25,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "mask2former": {"mode": "semantic"},
     "oneformer": {"mode": "semantic"},
     "deformable_detr": {},
-    "encoder_decoder": {"losses": {"ce": {}}, "auxiliary": {"aux": {}}, "ohem": {}},
+    "encoder_decoder": {"losses": {"ce": {}, "second": {}}, "auxiliary": {"aux": {}}, "ohem": {}},
 }
 """The same for `model`, by family: all annotation types serve its mode, and every section is there."""
 
@@ -67,6 +67,10 @@ VALUES: dict[str, Any] = {
     "train.iters_per_epoch": 7,
     "train.keep_checkpoints": 3,
     "train.optim.milestones": [5, 6],
+    "train.optim.min_lr": 5.0e-5,
+    "testing.crop_size": [64, 96],
+    "testing.stride": [64, 96],
+    "testing.scales": [0.5, 1.0],
     "export.batch_size": 2,
     "export.input_height": 320,
     "export.input_width": 320,
@@ -74,10 +78,21 @@ VALUES: dict[str, Any] = {
 """Changed values of the keys that ``change`` cannot guess."""
 
 
-def base(family: str) -> dict[str, Any]:
+AUGMENTATION = "dataset.augmentation"
+CONTEXT: dict[str, dict[str, Any]] = {
+    f"{AUGMENTATION}.fixed_padding": {"train_crop_size": None},
+    f"{AUGMENTATION}.train_random_crop": {"train_random_resize": [64], "train_random_crop": [48, 64]},
+    f"{AUGMENTATION}.train_random_resize": {"train_random_resize": [96], "train_random_crop": [64, 96]},
+}
+"""Other augmentation keys that a key needs to be legal."""
+
+
+def base(family: str, name: str = "") -> dict[str, Any]:
     values: dict[str, Any] = json.loads(json.dumps({**BASE, "model": {"name": family, **MODELS[family]}}))
     if family == "deformable_detr":
         values["dataset"]["type"] = "coco"
+    if name in CONTEXT:
+        values["dataset"]["augmentation"] = dict(CONTEXT[name])
     return values
 
 
@@ -122,7 +137,7 @@ def value_at(values: Any, names: list[str]) -> Any:
 
 
 def changed_spec(family: str, key: Key) -> Spec:
-    values = base(family)
+    values = base(family, key.name)
     *sections, leaf = pieces(family, key)
     section = values
     for name in sections:
@@ -150,7 +165,7 @@ def test_key_changes_a_lineage_or_is_inert(family: str, name: str) -> None:
     key = KEYS[family, name]
     if name == "export.task":
         family, key = "oneformer", next(key for key in keys_of(SPECS["oneformer"]) if key.name == name)
-    old, new = read(base(family)), changed_spec(family, key)
+    old, new = read(base(family, name)), changed_spec(family, key)
     place = pieces(family, key)
     assert value_at(old.model_dump(), place) != value_at(new.model_dump(), place)
     changed = [step for step in STEPS if lineage_text(old, *step) != lineage_text(new, *step)]
@@ -174,6 +189,7 @@ READERS = {
     "train": ("training", "data", "models"),
     "postprocess": ("models",),
     "evaluate": ("cli", "inference"),
+    "testing": ("inference",),
     "inference": ("inference",),
     "export": ("deploy",),
     "precision": ("deploy",),

@@ -16,20 +16,33 @@ from tessera.files import UserError
 
 if TYPE_CHECKING:
     from tessera.inference.predictor import Predictor
-    from tessera.spec.schema import PostprocessSpec
+    from tessera.spec.schema import PostprocessSpec, ViewsSpec
 
 __all__ = ["load_predictor"]
 
 
-def load_predictor(path: str | Path, postprocess: PostprocessSpec | None = None, device: str = "auto") -> Predictor:
+def load_predictor(
+    path: str | Path,
+    postprocess: PostprocessSpec | None = None,
+    device: str = "auto",
+    testing: ViewsSpec | None = None,
+) -> Predictor:
     """Opens ``model.pth`` (PyTorch), ``*.onnx`` (ONNX Runtime) or ``*.engine`` (TensorRT).
 
-    ``postprocess`` replaces the thresholds that the model was made with. ``device``: ``auto`` takes the GPU where there is one;
-    otherwise ``cpu``, ``cuda`` or ``cuda:1``. Raises UserError on a file that no stage wrote.
+    ``postprocess`` replaces the thresholds that the model was made with, ``testing`` the views that semantic predictions are averaged
+    over. ``device``: ``auto`` takes the GPU where there is one; otherwise ``cpu``, ``cuda`` or ``cuda:1``. Raises UserError on a file
+    that no stage wrote, and on views that it cannot take.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a model.pth, an .onnx file or an .engine file")
+    from tessera.inference.testing import with_views
+
+    predictor = _open(path, postprocess, device)
+    return with_views(predictor, predictor.header.spec.testing if testing is None else testing)
+
+
+def _open(path: Path, postprocess: PostprocessSpec | None, device: str) -> Predictor:
     if path.suffix == ".pth":
         from tessera.inference.torch_runtime import TorchPredictor
 

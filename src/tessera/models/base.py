@@ -37,6 +37,16 @@ class Postprocess(Protocol):
     ) -> list[Predictions]: ...
 
 
+class SemanticPostprocess(Postprocess, Protocol):
+    """Post-processing that can say how sure the semantic prediction is."""
+
+    def scores(
+        self, outputs: dict[str, Tensor], metas: list[ImageMeta], input_size: tuple[int, int], task: str | None = None
+    ) -> list[Tensor]:
+        """(C, H, W) per image at original size; the largest makes the class."""
+        ...
+
+
 class Network(nn.Module):
     """Base of every network: holds the preprocessing that all runtimes share and names what the exporter must know."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import PurePosixPath
@@ -30,7 +31,14 @@ MODES: dict[str, tuple[Mode, ...]] = {
 
 def mistakes(spec: Spec) -> list[tuple[str, str]]:
     """(key, what is wrong and what to do) for every disagreement of a spec whose keys are legal one by one."""
-    return [*_model(spec), *_annotations_against_mode(spec), *_augmentation(spec), *_export(spec), *_train(spec)]
+    return [
+        *_model(spec),
+        *_annotations_against_mode(spec),
+        *_augmentation(spec),
+        *_testing(spec),
+        *_export(spec),
+        *_train(spec),
+    ]
 
 
 def dataset_mistakes(dataset: DatasetSpec) -> list[tuple[str, str]]:
@@ -133,6 +141,48 @@ def _deformable_detr(model: DeformableDetrSpec) -> Iterator[tuple[str, str]]:
 def _encoder_decoder(model: EncoderDecoderSpec) -> Iterator[tuple[str, str]]:
     if not any(loss.weight for loss in model.losses.values()):
         yield "model.losses", "no loss has a weight above 0: nothing is learned"
+    for section, names in (("losses", model.losses), ("auxiliary", model.auxiliary)):
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z0-9_]+", name):
+                yield f"model.{section}", f"{name!r} is no name: expected letters, digits and underscores only"
+    if model.ohem is not None and all(loss.type != "cross_entropy" for loss in model.losses.values()):
+        yield "model.ohem", "samples pixels for the cross-entropy, but model.losses has none; remove it"
+    counted = ("cross_entropy", "focal")
+    if model.class_weights is not None:
+        if all(loss.type not in counted for loss in model.losses.values()):
+            yield "model.class_weights", "weighs cross-entropy and focal loss, but model.losses has neither; remove it"
+        if not any(model.class_weights):
+            yield "model.class_weights", "are all 0: nothing is learned"
+    decoder = model.decoder
+    if decoder.type in ("fpn", "linknet") and model.output_stride != 32:
+        yield (
+            "model.output_stride",
+            f"{decoder.type} doubles the size from map to map: expected 32, found {model.output_stride}",
+        )
+    if decoder.type == "fpn" and decoder.channels % 64:
+        nearest = max(64, round(decoder.channels / 64) * 64)
+        yield (
+            "model.decoder.channels",
+            f"fpn: expected a multiple of 64 (group norm), found {decoder.channels}; take {nearest}",
+        )
+
+
+def _testing(spec: Spec) -> Iterator[tuple[str, str]]:
+    testing, default = spec.testing, type(spec.testing)()
+    if spec.model.mode != "semantic":
+        for key in type(testing).model_fields:
+            if getattr(testing, key) != getattr(default, key):
+                yield f"testing.{key}", f"averages semantic predictions, but model.mode is {spec.model.mode}; remove it"
+        return
+    for side, crop, stride in zip(("height", "width"), testing.crop_size, testing.stride, strict=True):
+        if crop % 32:
+            nearest = max(32, round(crop / 32) * 32)
+            yield "testing.crop_size", f"expected a {side} that is a multiple of 32, found {crop}; take {nearest}"
+        if testing.mode == "slide" and stride > crop:
+            yield (
+                "testing.stride",
+                f"steps of {stride} leave gaps between windows whose {side} is {crop}; expected at most that",
+            )
 
 
 def _backbone(backbone: BackboneSpec) -> Iterator[tuple[str, str]]:
@@ -207,8 +257,15 @@ def _export(spec: Spec) -> Iterator[tuple[str, str]]:
 
 
 def _train(spec: Spec) -> Iterator[tuple[str, str]]:
-    milestones = spec.train.optim.milestones
+    optim, milestones = spec.train.optim, spec.train.optim.milestones
+    if optim.min_lr > optim.lr:
+        yield "train.optim.min_lr", f"expected at most train.optim.lr, {optim.lr}, found {optim.min_lr}"
     if any(later <= earlier for earlier, later in pairwise(milestones)):
         yield "train.optim.milestones", f"expected increasing epochs, found {milestones}"
     if len(set(spec.train.gpu_ids)) != len(spec.train.gpu_ids):
         yield "train.gpu_ids", f"a GPU is named twice: {spec.train.gpu_ids}"
+    if spec.train.num_epochs == 0:
+        if spec.train.pretrained_model_path is None:
+            yield "train.num_epochs", "0 takes the weights of train.pretrained_model_path as they are; set that, or train"
+        if spec.train.resume_training_checkpoint_path is not None:
+            yield "train.resume_training_checkpoint_path", "there is nothing to resume with train.num_epochs=0; remove it"

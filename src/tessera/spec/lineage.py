@@ -38,9 +38,9 @@ STAGES: dict[str, Stage] = {
     "precision": Stage(("precision",), 1, ("deploy/precision.py", "deploy/graph.py")),
     "engine": Stage(("engine",), 1, ("deploy/engine.py", "deploy/graph.py")),
     "parity": Stage(("parity", "evaluate"), 1, ("deploy/parity.py", "inference"), reads_split=True),
-    "evaluate": Stage(("postprocess", "evaluate"), 1, ("evaluation", "inference"), reads_split=True),
+    "evaluate": Stage(("postprocess", "evaluate", "testing"), 1, ("evaluation", "inference"), reads_split=True),
     "infer": Stage(
-        ("postprocess", "evaluate", "inference"),
+        ("postprocess", "evaluate", "testing", "inference"),
         1,
         ("evaluation/draw.py", "evaluation/canvas.py", "inference"),
         reads_split=True,
@@ -65,7 +65,8 @@ def ancestry(verb: str, runtime: str = "torch", precision: str = "fp32") -> tupl
 
 
 def lineage(spec: Spec, verb: str, runtime: str = "torch", precision: str = "fp32") -> dict[str, Any]:
-    """Namespaced by section, without inert keys: ``{"versions": {stage: n}, "data": {split: digest}, "seed": ..., "model": {...}, ...}``.
+    """Namespaced by section, without inert keys: ``{"versions": {stage: n}, "data": {split: digest}, "seed": ..., "model": {...}, ...}``,
+    and ``"weights": {key: digest}`` where the spec names files of weights to start from.
 
     Training reads the train and val splits; the test split is part of the lineage of stages that read it only.
     """
@@ -74,6 +75,8 @@ def lineage(spec: Spec, verb: str, runtime: str = "torch", precision: str = "fp3
         "versions": {stage: STAGES[stage].version for stage in stages},
         "data": {"train": data_digest(spec.dataset, spec.data_root, ("train", "val"))},
     }
+    if weights := _weights(spec):
+        found["weights"] = weights
     for section in dict.fromkeys(section for stage in stages for section in STAGES[stage].sections):
         value = getattr(spec, section)
         found[section] = _live_keys(value) if isinstance(value, BaseModel) else value
@@ -118,6 +121,22 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
             )
         return lines
     return [] if old == new else [f"{prefix}: {old} -> {new}"]
+
+
+def _weights(spec: Spec) -> dict[str, str]:
+    """Digests of the files of weights that training starts from; one that does not exist yet is ``missing``, and training reports it."""
+    paths = {"train.pretrained_model_path": spec.train.pretrained_model_path}
+    if spec.model.backbone.pretrained != "timm":
+        paths["model.backbone.pretrained"] = spec.model.backbone.pretrained
+    return {key: _content_digest(Path(path)) for key, path in paths.items() if path is not None}
+
+
+def _content_digest(path: Path) -> str:
+    """Of a file, or of the files of a folder."""
+    if not path.is_dir():
+        return _file_digest(path, *_stamp(path))
+    files = {file.name: _file_digest(file, *_stamp(file)) for file in sorted(path.iterdir()) if file.is_file()}
+    return digest_text(canonical_json(files))
 
 
 SPLITS = ("train", "val", "test")

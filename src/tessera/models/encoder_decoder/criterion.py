@@ -23,6 +23,8 @@ class SegmentationCriterion(nn.Module):
     A batch without a labelled pixel has losses of zero.
     """
 
+    class_weights: Tensor | None
+
     def __init__(self, spec: EncoderDecoderSpec, catalog: ClassCatalog) -> None:
         super().__init__()
         _check_weights(spec.class_weights, catalog)
@@ -64,15 +66,16 @@ def region_loss(
     spec: SegmentationLossSpec, class_weights: list[float] | None
 ) -> Callable[[Tensor, Tensor], Tensor] | None:
     """``loss(logits, labels)``; None for the cross-entropy, which is ours."""
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None
     if spec.type == "dice":
-        return DiceLoss(MULTICLASS, ignore_index=IGNORE)
-    if spec.type == "tversky":
-        return TverskyLoss(MULTICLASS, ignore_index=IGNORE, alpha=spec.tversky_alpha, beta=spec.tversky_beta)
-    if spec.type == "focal":
-        return FocalLoss(MULTICLASS, ignore_index=IGNORE, gamma=spec.focal_gamma, class_weights=class_weights)
-    if spec.type == "lovasz":
-        return LovaszLoss(MULTICLASS, ignore_index=IGNORE)
-    return None
+        loss = DiceLoss(MULTICLASS, ignore_index=IGNORE)
+    elif spec.type == "tversky":
+        loss = TverskyLoss(MULTICLASS, ignore_index=IGNORE, alpha=spec.tversky_alpha, beta=spec.tversky_beta)
+    elif spec.type == "focal":
+        loss = FocalLoss(MULTICLASS, ignore_index=IGNORE, gamma=spec.focal_gamma, class_weights=class_weights)
+    elif spec.type == "lovasz":
+        loss = LovaszLoss(MULTICLASS, ignore_index=IGNORE)
+    return loss
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None, ohem: OhemSpec | None) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder, DeepLabV3PlusDecoder
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.linknet.decoder import LinknetDecoder
@@ -27,6 +28,7 @@ class Decoder(nn.Module):
     def __init__(self, net: nn.Module, before: int, out_channels: int) -> None:
         """``before``: how many maps ``net`` expects in front of the backbone's."""
         super().__init__()
+        _accept_single_images(net)
         self.net = net
         self.before = before
         self.out_channels = out_channels
@@ -61,6 +63,26 @@ def conv3x3(in_channels: int, out_channels: int) -> nn.Sequential:
         nn.BatchNorm2d(out_channels),
         nn.ReLU(inplace=True),
     )
+
+
+class PooledNorm(nn.BatchNorm2d):
+    """Batch norm of globally pooled maps. One value has no variance: a training batch of one image is normalised as in evaluation."""
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        if self.training and pooled[:, 0].numel() == 1:
+            return F.batch_norm(pooled, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(pooled)
+
+
+def _accept_single_images(net: nn.Module) -> None:
+    """Gives every branch that pools to one pixel a ``PooledNorm`` for its batch norm."""
+    for branch in net.modules():
+        pool = branch[0] if isinstance(branch, nn.Sequential) and len(branch) else None
+        if isinstance(pool, nn.AdaptiveAvgPool2d) and pool.output_size in (1, (1, 1)):
+            for parent in list(branch.modules()):
+                for name, norm in parent.named_children():
+                    if type(norm) is nn.BatchNorm2d:
+                        setattr(parent, name, PooledNorm(norm.num_features))
 
 
 def build_decoder(spec: DecodeHeadSpec, channels: Sequence[int], strides: Sequence[int]) -> Decoder:

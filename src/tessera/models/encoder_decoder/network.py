@@ -7,7 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tessera.models.backbone import STRIDES, build_backbone
+from tessera.models.backbone import STRIDES, build_backbone, can_dilate
 from tessera.models.base import Network
 from tessera.models.common import checkpointing
 from tessera.models.encoder_decoder.decoders import FcnBlocks, build_decoder
@@ -31,7 +31,9 @@ class EncoderDecoder(Network):
     ) -> None:
         super().__init__(spec.pixel_mean, spec.pixel_std)
         self.activation_checkpoint = activation_checkpoint
-        self.backbone = build_backbone(spec.backbone, activation_checkpoint, load_pretrained, spec.output_stride)
+        # Pyramid transformers keep their last stride, as in MMSegmentation.
+        stride = spec.output_stride if can_dilate(spec.backbone.name) else STRIDES[-1]
+        self.backbone = build_backbone(spec.backbone, activation_checkpoint, load_pretrained, stride)
         channels = self.backbone.channels
         self.decoder = build_decoder(spec.decoder, channels, self.backbone.strides)
         self.classifier = Classifier(self.decoder.out_channels, num_classes, spec.decoder.dropout)
