@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, model_validator
 
 from tessera.spec import checks
-from tessera.spec.networks import FAMILIES, Mask2FormerSpec, ModelSpec
+from tessera.spec.networks import DeformableDetrSpec, EncoderDecoderSpec, Mask2FormerSpec, ModelSpec, OneFormerSpec
 from tessera.spec.section import Inert, InertBatchSize, Section, Side, Unit, refuse
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -148,8 +148,9 @@ class OptimSpec(Section):
 
 
 class TrainSpec(Section):
-    num_epochs: int = Field(50, ge=1)
-    """Passes over the train split. Raising it later continues the same training (not under WarmupPoly, whose curve would change)."""
+    num_epochs: int = Field(50, ge=0)
+    """Passes over the train split. Raising it later continues the same training (not under WarmupPoly, whose curve would change).
+    0 trains nothing: the weights of `pretrained_model_path`, which must be complete, become model.pth as they are."""
     iters_per_epoch: int | None = Field(None, ge=1)
     """Steps that make up an epoch; left out, one pass over the split (the incomplete last batch is dropped). A schedule by iterations, such as
     40k with a validation every 4k, is `iters_per_epoch: 4000` and `num_epochs: 10`."""
@@ -186,7 +187,8 @@ class TrainSpec(Section):
     freeze: list[str] = []
     """Dotted module names whose parameters are not trained, such as `backbone`; an unknown name is an error."""
     pretrained_model_path: str | None = None
-    """Checkpoint whose weights training starts from (fine-tuning): by name and shape, with a report; heads of another class count start afresh."""
+    """Checkpoint whose weights training starts from (fine-tuning): by name and shape, with a report; heads of another class count start afresh.
+    Published ones become such a file by `tessera import`."""
     resume_training_checkpoint_path: str | None = None
     """Checkpoint to continue from instead of the latest one; refused where model, data or optimiser differ."""
     verbose: bool = Field(False, json_schema_extra=Inert)
@@ -215,6 +217,22 @@ class EvaluateSpec(Section):
     """Which images the numbers are made from."""
     classes: Names | None = None
     """Names of the classes that metrics are restricted to; left out, all."""
+
+
+class ViewsSpec(Section):
+    """Semantic predictions averaged over views of an image, in evaluation and inference (MMSegmentation's slide mode and its multi-scale and
+    flip testing). With another mode of the model everything here stays at its default."""
+
+    mode: Literal["whole", "slide"] = "whole"
+    """`slide`: the network sees windows, and their scores are averaged where they overlap."""
+    crop_size: tuple[Side, Side] = (512, 512)
+    """Slide: (height, width) of a window in pixels of the resized image, multiples of 32; smaller images are padded to it."""
+    stride: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (341, 341)
+    """Slide: (down, right) steps between windows, at most `crop_size`."""
+    scales: list[Annotated[float, Field(gt=0)]] = Field([1.0], min_length=1)
+    """Factors on the resized image (`test_min_size`); the scores at all of them are averaged."""
+    flip: bool = False
+    """Adds the mirror image of every view."""
 
 
 class InferenceSpec(Section):
@@ -321,6 +339,7 @@ class Spec(Section):
     train: TrainSpec = TrainSpec()
     postprocess: PostprocessSpec = PostprocessSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
+    testing: ViewsSpec = ViewsSpec()
     inference: InferenceSpec = InferenceSpec()
     export: ExportSpec = ExportSpec()
     precision: PrecisionSpec = PrecisionSpec()
@@ -333,12 +352,28 @@ class Spec(Section):
         return self
 
 
-def _of_family(model: type[ModelSpec]) -> type[Spec]:
-    fields: dict[str, Any] = {"model": (model, model.model_validate({}))}
-    return create_model(f"{model.__name__}Experiment", __base__=Spec, __module__=__name__, **fields)
+class Mask2FormerExperiment(Spec):
+    model: Mask2FormerSpec = Mask2FormerSpec()
 
 
-SPECS: dict[str, type[Spec]] = {model.model_fields["name"].default: _of_family(model) for model in FAMILIES}
+class OneFormerExperiment(Spec):
+    model: OneFormerSpec = OneFormerSpec()
+
+
+class DeformableDetrExperiment(Spec):
+    model: DeformableDetrSpec = DeformableDetrSpec()
+
+
+class EncoderDecoderExperiment(Spec):
+    model: EncoderDecoderSpec = EncoderDecoderSpec()
+
+
+SPECS: dict[str, type[Spec]] = {
+    "mask2former": Mask2FormerExperiment,
+    "oneformer": OneFormerExperiment,
+    "deformable_detr": DeformableDetrExperiment,
+    "encoder_decoder": EncoderDecoderExperiment,
+}
 """The class of a spec, by its model family: ``Spec`` with the keys of that family under ``model``. Every spec is of one of these."""
 
 
