@@ -12,12 +12,13 @@ from tessera.models import build_model
 from tessera.models.artifact import save_model
 from tessera.provenance import Header
 from tessera.spec.lineage import lineage
-from tessera.spec.schema import Spec
+from tessera.spec.schema import Spec, read_spec
 from tessera.structures import Category, ClassCatalog
 
 EXPERIMENT = "tiny"
 CATALOG = ClassCatalog(tuple(Category(i + 1, f"class{i}", (50 * i, 0, 0), isthing=i < 2) for i in range(4)))
 MODEL = {
+    "name": "mask2former",
     "backbone": {
         "swin": {"embed_dim": 8, "depths": [2, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 3},
         "drop_path_rate": 0.0,
@@ -34,7 +35,7 @@ def make_spec(**sections: object) -> Spec:
         "export": {"input_height": 64, "input_width": 96},
         **sections,
     }
-    return Spec.model_validate(value, strict=False)
+    return read_spec(value)
 
 
 @pytest.fixture(scope="session")

@@ -35,13 +35,15 @@ class Fake(Predictor):
     ) -> None:
         super().__init__(
             Header("export", EXPERIMENT, spec, {}, CATALOG, precision, facts={}),
-            lambda outputs, metas, size: [],
+            lambda outputs, metas, size, task=None: [],
+            ["images"],
             max_batch=max_batch,
         )
         self.wrong = wrong
         self.batches: list[int] = []
 
-    def outputs(self, images: Tensor) -> dict[str, Tensor]:
+    def outputs(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        images = inputs["images"]
         self.batches.append(len(images))
         masks = images[:, :, ::4, ::4] - 0.5
         logits = images.mean((2, 3)).unsqueeze(1) * torch.tensor([[1.0, -2.0, 3.0], [4.0, 1.0, -1.0]])
@@ -89,7 +91,7 @@ def test_numbers_equal_their_definitions() -> None:
 
     images = loader([(2, 32, 32)])
     report = check_parity(Fake(spec), Fake(spec, noisy, max_batch=1), images, spec)["outputs"]
-    expected = Fake(spec).outputs(images[0].images)
+    expected = Fake(spec).outputs({"images": images[0].images})
     for name, wanted in expected.items():
         found = torch.cat([k[name] for k in kept])
         difference = (wanted - found).abs().double()

@@ -83,15 +83,15 @@ def test_engine_computes_what_pytorch_computes(
     report = check_parity(reference, candidate, loader([(3, 128, 128)]), spec)
     assert report["batch_sizes"] == [1, 3]
     images = torch.rand(2, 3, 128, 128)
-    alone = candidate.outputs(images[:1])["pred_masks"].cpu()
-    together = candidate.outputs(images)["pred_masks"].cpu()
+    alone = candidate.outputs({"images": images[:1]})["pred_masks"].cpu()
+    together = candidate.outputs({"images": images})["pred_masks"].cpu()
     assert together.shape[0] == 2
     assert torch.allclose(alone[0], together[0], atol=1e-2)
     facts = read_json(sidecar(engine))["facts"]
     assert facts["tensorrt"]
     assert facts["gpu"] == torch.cuda.get_device_name()
     with pytest.raises(ValueError, match="takes 3 images"):
-        candidate.outputs(torch.rand(4, 3, 128, 128))
+        candidate.outputs({"images": torch.rand(4, 3, 128, 128)})
 
 
 def demo_dataset() -> dict[str, object]:

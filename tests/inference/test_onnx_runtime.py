@@ -1,4 +1,3 @@
-import numpy as np
 import onnx
 import pytest
 import torch
@@ -44,14 +43,14 @@ def test_a_fixed_batch_is_filled_up_and_cut(tmp_path, batch):
     free = load_predictor(save_graph(tmp_path, make_graph()), device="cpu")
     images = torch.rand(3, 3, 64, 64)
     for count in range(1, min(batch, 3) + 1):
-        found, wanted = predictor.outputs(images[:count]), free.outputs(images[:count])
+        found, wanted = predictor.outputs({"images": images[:count]}), free.outputs({"images": images[:count]})
         for name, value in wanted.items():
             assert found[name].shape == value.shape
             assert torch.allclose(found[name], value, atol=1e-5)
     for one, wanted in zip(predictor.predict(PICTURES, 3), free.predict(PICTURES), strict=True):
         assert_same(one, wanted, exact=False)
     with pytest.raises(ValueError, match="takes"):
-        predictor.outputs(torch.rand(batch + 1, 3, 64, 64))
+        predictor.outputs({"images": torch.rand(batch + 1, 3, 64, 64)})
 
 
 def test_a_fixed_size_is_honoured(tmp_path):
@@ -75,7 +74,7 @@ def test_half_precision_inputs_are_converted(tmp_path):
     predictor = load_predictor(save_graph(tmp_path, graph), device="cpu")
     reference = TorchPredictor(*make_model())
     images = torch.rand(2, 3, 64, 64)
-    found, wanted = predictor.outputs(images), reference.outputs(images)
+    found, wanted = predictor.outputs({"images": images}), reference.outputs({"images": images})
     assert torch.allclose(found["pred_masks"], wanted["pred_masks"], atol=0.05)
 
 
@@ -142,5 +141,5 @@ def test_a_device_that_is_not_there_is_refused(tmp_path, device):
 
 def test_outputs_keep_the_order_and_names_of_the_graph(tmp_path):
     predictor = load_predictor(save_graph(tmp_path, make_graph()), device="cpu")
-    found = predictor.outputs(torch.from_numpy(np.zeros((1, 3, 32, 32), np.float32)))
+    found = predictor.outputs({"images": torch.zeros(1, 3, 32, 32)})
     assert list(found) == ["pred_logits", "pred_masks"]

@@ -68,9 +68,9 @@ def test_batches_hold_images_of_one_size(predictor):
     sizes = []
 
     class Watched(TorchPredictor):
-        def outputs(self, images):
-            sizes.append(tuple(images.shape))
-            return super().outputs(images)
+        def outputs(self, inputs):
+            sizes.append(tuple(inputs["images"].shape))
+            return super().outputs(inputs)
 
     watched = Watched(*make_model())
     watched.predict(
@@ -81,9 +81,9 @@ def test_batches_hold_images_of_one_size(predictor):
 
 def test_a_batch_larger_than_the_runtime_takes_is_split():
     class Limited(TorchPredictor):
-        def outputs(self, images):
-            assert len(images) <= 2
-            return super().outputs(images)
+        def outputs(self, inputs):
+            assert len(inputs["images"]) <= 2
+            return super().outputs(inputs)
 
     model, header = make_model()
     limited, free = Limited(model, header), TorchPredictor(model, header)

@@ -17,7 +17,7 @@ from tessera.models import build_postprocess
 from tessera.models.base import Model, Network
 from tessera.provenance import Header
 from tessera.spec.networks import Mode
-from tessera.spec.schema import Spec
+from tessera.spec.schema import Spec, read_spec
 from tessera.structures import Category, ClassCatalog
 
 QUERIES = 6
@@ -49,12 +49,12 @@ class TinyNetwork(Network):
 def make_spec(mode: Mode = "panoptic", **sections: dict) -> Spec:
     """Small sizes, and thresholds that an untrained network passes."""
     value = {
-        "model": {"mode": mode},
+        "model": {"name": "mask2former", "mode": mode},
         "dataset": {"augmentation": {"test_min_size": 64, "test_max_size": 96}},
         "postprocess": {"object_mask_threshold": 0.1, "overlap_threshold": 0.1},
         **sections,
     }
-    return Spec.model_validate(value, strict=False)
+    return read_spec(value)
 
 
 def make_catalog(mode: Mode) -> ClassCatalog:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from tessera.data.demo import write_demo
-from tessera.spec.schema import Spec
+from tessera.spec.schema import Spec, read_spec
 from tessera.training.train import train
 
 REPOSITORY = Path(__file__).parents[2]
@@ -63,7 +63,8 @@ def make_spec(root: Path, changes: dict[str, object] | None = None) -> Spec:
         for parent in parents:
             section = section.setdefault(parent, {})
         section[last] = value
-    spec = Spec.model_validate(plain, strict=False)
+    plain["model"].setdefault("name", "mask2former")
+    spec = read_spec(plain)
     if not (root / "data/demo").exists():
         write_demo(root / "data/demo", spec.dataset.generator)
     return spec

@@ -40,7 +40,7 @@ def build_engine(onnx_path: Path, engine_path: Path, spec: Spec, experiment: str
         f"{engine_path}: building a TensorRT engine",
         f"It can make {engine_path.parent / 'onnx_eval.json'}, the same evaluation with ONNX Runtime.",
     )
-    from tessera.deploy.graph import input_shape, read_graph
+    from tessera.deploy.graph import input_shape, input_shapes, read_graph
 
     graph, header = read_graph(onnx_path)
     stage = "export" if header.precision == "fp32" else "precision"

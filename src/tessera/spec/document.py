@@ -46,7 +46,8 @@ def reference_markdown() -> str:
 def json_schema() -> dict[str, Any]:
     """For part files, which are partial specs: no key is required."""
     families: Any = functools.reduce(operator.or_, FAMILIES)
-    schema = create_model("Part", __base__=Spec, model=(families, None)).model_json_schema()
+    part: type[Spec] = create_model("Part", __base__=Spec, model=(families, None))
+    schema = part.model_json_schema()
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     schema["title"] = "A part of a tessera spec"
     _clean(schema)
