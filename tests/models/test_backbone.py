@@ -1,66 +1,142 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 import torchvision
+import yaml
+from torch import nn
 
 from tessera.files import UserError
-from tessera.models import backbone
-from tessera.models.backbone import build_backbone
+from tessera.models.backbone import build_backbone, can_dilate
+from tessera.models.pyramid import TimmBackbone
 from tessera.spec.networks import BackboneSpec, SwinSpec
 from tests.models import tiny
+from tests.models.noise import noisy
+
+CONFIG = Path(__file__).parents[2] / "config" / "backbones"
 
 
-def build(name: str, pretrained: str | Path | None = None, drop_path_rate: float = 0.0, swin: SwinSpec | None = None):
-    return build_backbone(
-        BackboneSpec(
-            name=name,
-            drop_path_rate=drop_path_rate,
-            pretrained=None if pretrained is None else str(pretrained),
-            swin=swin or SwinSpec(),
-        )
+def build(name: str, pretrained: str | Path | None = None, output_stride: int = 32, **options: Any):
+    values = {"drop_path_rate": 0.0, "pretrained": None if pretrained is None else str(pretrained)} | options
+    return build_backbone(BackboneSpec(name=name, **values), output_stride=output_stride)
+
+
+CHANNELS = {
+    "swin_tiny": [96, 192, 384, 768],
+    "swin_small": [96, 192, 384, 768],
+    "swin_base": [128, 256, 512, 1024],
+    "swin_large": [192, 384, 768, 1536],
+    "swin_huge": [352, 704, 1408, 2816],
+    "gc_vit_xxtiny": [64, 128, 256, 512],
+    "gc_vit_xtiny": [64, 128, 256, 512],
+    "gc_vit_tiny": [64, 128, 256, 512],
+    "gc_vit_small": [96, 192, 384, 768],
+    "gc_vit_base": [128, 256, 512, 1024],
+    "gc_vit_large": [192, 384, 768, 1536],
+    "gc_vit_large_384": [192, 384, 768, 1536],
+    "efficientvit_b0": [16, 32, 64, 128],
+    "efficientvit_b1": [32, 64, 128, 256],
+    "efficientvit_b2": [48, 96, 192, 384],
+    "efficientvit_b3": [64, 128, 256, 512],
+    "efficientvit_l0": [64, 128, 256, 512],
+    "efficientvit_l1": [64, 128, 256, 512],
+    "efficientvit_l2": [64, 128, 256, 512],
+    "efficientvit_l3": [128, 256, 512, 1024],
+    "resnet18": [64, 128, 256, 512],
+    "resnet34": [64, 128, 256, 512],
+    "resnet50": [256, 512, 1024, 2048],
+    "resnet101": [256, 512, 1024, 2048],
+    "convnext_tiny": [96, 192, 384, 768],
+    "pvt_v2_b0": [32, 64, 160, 256],
+    "convnext_atto": [40, 80, 160, 320],
+    "mobilenetv3_small_050": [8, 16, 24, 288],
+}
+
+
+@pytest.fixture
+def unprobed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TimmBackbone, "_probe", lambda self: None)  # its numbers need real tensors
+
+
+@pytest.mark.parametrize("name", CHANNELS)
+@pytest.mark.usefixtures("unprobed")
+def test_sizes(name: str):
+    with torch.device("meta"):
+        found = build(name)
+    assert found.channels == CHANNELS[name] and found.strides == [4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.usefixtures("unprobed")
+def test_part_files_say_how_large_they_are(path: Path):
+    text = path.read_text(encoding="utf-8")
+    with torch.device("meta"):
+        network = build_backbone(BackboneSpec.model_validate(yaml.safe_load(text)["model"]["backbone"]))
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    said = re.search(r"^# Cost: ([0-9.]+) M parameters", text, re.MULTILINE)
+    assert said, "its comment names no number of parameters"
+    assert float(said[1]) == round(millions, 1 if millions < 10 else None)
+
+
+@pytest.mark.parametrize(("output_stride", "strides"), [(16, [4, 8, 16, 16]), (8, [4, 8, 8, 8])])
+@torch.no_grad()
+def test_dilated_as_torchvision_does(output_stride: int, strides: list[int], tmp_path: Path):
+    dilated = [False, output_stride <= 8, output_stride <= 16]
+    model = noisy(torchvision.models.resnet50(replace_stride_with_dilation=dilated))
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    network = build("resnet50", tmp_path / "weights.pth", output_stride).eval()
+    assert network.strides == strides and network.channels == CHANNELS["resnet50"]
+    images = torch.rand(1, 3, 64, 96)
+    x = model.maxpool(model.relu(model.bn1(model.conv1(images))))
+    for layer, found in zip((model.layer1, model.layer2, model.layer3, model.layer4), network(images), strict=True):
+        x = layer(x)
+        torch.testing.assert_close(found, x, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["convnext_atto", "mobilenetv3_small_050"])
+def test_other_convolutional_backbones_are_dilated(name: str):
+    network = build(name, output_stride=8).eval()
+    assert can_dilate(name) and network.channels == CHANNELS[name]
+    with torch.no_grad():
+        assert [map.shape[-1] for map in network(torch.rand(1, 3, 64, 128))] == [32, 16, 16, 16]
+
+
+@pytest.mark.parametrize("name", ["swin_tiny", "gc_vit_tiny", "efficientvit_b0", "efficientvit_l0", "pvt_v2_b0"])
+def test_backbones_that_cannot_be_dilated_say_so(name: str):
+    assert not can_dilate(name)
+    with pytest.raises(UserError, match=f"{name} cannot keep its deep feature maps at stride 16"):
+        build(name, output_stride=16)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050"])
+def test_frozen_batch_norms_are_constants(name: str, tmp_path: Path):
+    trained = noisy(build(name))
+    torch.save(
+        {key.removeprefix("net."): value for key, value in trained.state_dict().items()}, tmp_path / "weights.pth"
     )
-
-
-@pytest.mark.parametrize(
-    ("name", "channels"),
-    [
-        ("swin_tiny", [96, 192, 384, 768]),
-        ("swin_small", [96, 192, 384, 768]),
-        ("swin_base", [128, 256, 512, 1024]),
-        ("swin_large", [192, 384, 768, 1536]),
-        ("swin_huge", [352, 704, 1408, 2816]),
-    ],
-)
-def test_sizes_of_swin(name: str, channels: list[int]):
-    with torch.device("meta"):
-        found = build(name)
-    assert found.channels == channels and found.strides == [4, 8, 16, 32]
-
-
-@pytest.mark.parametrize(
-    ("name", "channels"),
-    [
-        ("efficientvit_b0", [16, 32, 64, 128]),
-        ("efficientvit_b1", [32, 64, 128, 256]),
-        ("efficientvit_b2", [48, 96, 192, 384]),
-        ("efficientvit_b3", [64, 128, 256, 512]),
-        ("efficientvit_l0", [64, 128, 256, 512]),
-        ("efficientvit_l1", [64, 128, 256, 512]),
-        ("efficientvit_l2", [64, 128, 256, 512]),
-        ("efficientvit_l3", [128, 256, 512, 1024]),
-        ("convnext_atto", [40, 80, 160, 320]),
-        ("mobilenetv3_small_050", [8, 16, 24, 288]),
-    ],
-)
-def test_pyramids_of_timm(name: str, channels: list[int], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(backbone.TimmBackbone, "_probe", lambda self: None)  # its numbers need real tensors
-    with torch.device("meta"):
-        found = build(name)
-    assert found.channels == channels and found.strides == [4, 8, 16, 32]
+    frozen = build(name, tmp_path / "weights.pth", norm="frozen").train()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        for found, expected in zip(frozen(images), trained(images), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    before = {key: value.clone() for key, value in frozen.state_dict().items()}
+    optimizer = torch.optim.SGD(frozen.parameters(), lr=0.1)
+    sum(map.square().mean() for map in frozen(images)).backward()
+    optimizer.step()
+    changed = {key for key, value in frozen.state_dict().items() if not torch.equal(value, before[key])}
+    norms = {
+        f"{prefix}.{key}"
+        for prefix, module in trained.named_modules()
+        if isinstance(module, nn.BatchNorm2d)
+        for key in ("weight", "bias", "running_mean", "running_var")
+    }
+    assert norms and norms < before.keys() and not changed & norms
+    assert changed == {key for key, _ in frozen.named_parameters()} and changed == before.keys() - norms
 
 
 @pytest.mark.parametrize(
@@ -74,6 +150,13 @@ def test_pyramids_of_timm(name: str, channels: list[int], monkeypatch: pytest.Mo
         ({"name": "efficientvit_b0", "drop_path_rate": 0.1}, "efficientvit_b0 has no stochastic depth; set it to 0"),
         ({"name": "resnet18", "swin": SwinSpec(embed_dim=32)}, "swin.embed_dim: only with a Swin backbone"),
         ({"name": "swin_tiny", "swin": SwinSpec(num_heads=[5, 6, 12, 24])}, r"num_heads\[0\] is 5, expected a divisor"),
+        ({"name": "swin_tiny", "norm": "frozen"}, "swin_tiny has no batch norms to freeze"),
+        ({"name": "gc_vit_tiny", "norm": "frozen"}, "gc_vit_tiny has no batch norms to freeze"),
+        ({"name": "convnext_atto", "norm": "frozen"}, "convnext_atto has no batch norms to freeze"),
+        ({"name": "gc_vit_tinny"}, "did you mean gc_vit_tiny"),
+        ({"name": "gcvit_xxtiny"}, "cannot take images of any size .* for GC ViT: gc_vit_tiny"),
+        ({"name": "gc_vit_large", "pretrained": "timm"}, "timm publishes no weights of gcvit_large"),
+        ({"name": "efficientvit_b0", "drop_path_rate": 0.1, "output_stride": 16}, "no stochastic depth"),
         ({"name": "swin_huge", "pretrained": "timm"}, "timm publishes no weights of swin_huge"),
         ({"name": "resnet18", "pretrained": "/no/such/file.pth"}, "/no/such/file.pth: no such file"),
     ],
@@ -94,13 +177,6 @@ def test_weights_of_a_whole_timm_model(name: str, wrapped: bool, tmp_path: Path)
     with torch.no_grad():
         expected = whole.stages(whole.stem(images)) if name == "efficientvit_b0" else whole.forward_features(images)
         assert torch.equal(found(images)[3], expected)
-
-
-def test_weights_of_torchvision(tmp_path: Path):
-    model = torchvision.models.resnet18()
-    torch.save(model.state_dict(), tmp_path / "weights.pth")
-    found = build("resnet18", tmp_path / "weights.pth")
-    assert torch.equal(found.net.state_dict()["layer4.1.bn2.weight"], model.layer4[1].bn2.weight)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path):
@@ -143,6 +219,6 @@ def test_downloads_that_fail_are_told(monkeypatch: pytest.MonkeyPatch):
         return create(name, **options)
 
     monkeypatch.setattr(timm, "create_model", offline)
-    for name in ("resnet18", "swin_tiny"):
+    for name in ("resnet18", "swin_tiny", "gc_vit_xxtiny"):
         with pytest.raises(UserError, match=r"could not be downloaded \(no route to host\); go online once"):
             build(name, "timm")

@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from timm.models.swin_transformer import SwinTransformer
-from torch import Tensor, nn
+from torch import Tensor
 
 from tessera.models.published import load_strictly, swin
 from tessera.models.swin import Swin, shifted_window_mask
+from tests.models.noise import noisy
 
 SIZES = {"embed_dim": 16, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8], "window_size": 4}
 IMAGE = 256
@@ -19,14 +20,6 @@ def load(state: dict[str, Tensor]) -> Swin:
     network = Swin(**SIZES)
     load_strictly(network, swin.rename(state), "test", swin.starts_afresh, swin.belongs_to_classifier)
     return network.eval()
-
-
-def noisy(model: nn.Module) -> nn.Module:
-    """Names that are mixed up would go unnoticed among tensors that start equal."""
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    return model.eval()
 
 
 def original_names(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from tessera.models.common import checkpointing
+from tessera.models.common.windowed import drop_path_rates, initialise, join, pad_to_windows, partition
 
 PATCH = 4
 ACROSS_REGIONS = -100.0
@@ -79,15 +80,12 @@ class SwinBlock(nn.Module):
 
     def _attend(self, x: Tensor, across: Tensor) -> Tensor:
         height, width = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
-        rows, columns = x.shape[1] // self.window, x.shape[2] // self.window
+        x = pad_to_windows(x, self.window)
+        whole_height, whole_width = x.shape[1:3]
         if self.shift:
             x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
-        x = torch.unflatten(torch.unflatten(x, 2, (columns, self.window)), 1, (rows, self.window))
-        x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)  # B, nW, n, C
-        x = self.attn(x, across if self.shift else None)
-        x = torch.unflatten(torch.unflatten(x, 2, (self.window, self.window)), 1, (rows, columns))
-        x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+        x = self.attn(partition(x, self.window), across if self.shift else None)
+        x = join(x, self.window, whole_height, whole_width)
         if self.shift:
             x = torch.roll(x, (self.shift, self.shift), (1, 2))
         return x[:, :height, :width]
@@ -143,16 +141,15 @@ class Swin(nn.Module):
         self.channels = [embed_dim * 2**stage for stage in range(len(depths))]
         self.strides = [PATCH * 2**stage for stage in range(len(depths))]
         self.patch_embed = PatchEmbed(embed_dim)
-        blocks = sum(depths)
-        rates = iter([drop_path_rate * block / max(1, blocks - 1) for block in range(blocks)])
+        rates = drop_path_rates(drop_path_rate, depths)
         last = len(depths) - 1
         self.layers = nn.ModuleList(
-            SwinStage(channels, heads, window_size, [next(rates) for _ in range(depths[stage])], merge=stage < last)
+            SwinStage(channels, heads, window_size, rates[stage], merge=stage < last)
             for stage, (channels, heads) in enumerate(zip(self.channels, num_heads, strict=True))
         )
         for stage, channels in enumerate(self.channels):
             self.add_module(f"norm{stage}", nn.LayerNorm(channels))
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         x = self.patch_embed(images)
@@ -192,10 +189,3 @@ def _relative_position_index(window: int) -> Tensor:
     down = rows.unsqueeze(1) - rows.unsqueeze(0) + window - 1
     across = columns.unsqueeze(1) - columns.unsqueeze(0) + window - 1
     return down * (2 * window - 1) + across
-
-
-def _initialise(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
