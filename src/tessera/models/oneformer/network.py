@@ -20,9 +20,6 @@ from tessera.models.oneformer.text import TextEncoder, image_texts, task_input, 
 from tessera.spec.networks import ClassDecoderSpec, OneFormerSpec
 from tessera.structures import Batch
 
-LARGEST_SCALE = 100.0
-"""Of the contrastive logits."""
-
 
 class OneFormer(Network):
     """``pred_logits`` (B, Q, classes + 1), no-object last, and ``pred_masks`` (B, Q, H/4, W/4), logits.
@@ -93,8 +90,7 @@ class OneFormer(Network):
                 outputs["aux"] = [mask_outputs(prediction, pixels.mask_features) for prediction in earlier]
             if self.text is not None and texts is not None:
                 outputs["queries"] = queries
-                outputs["texts"] = self.text(texts)
-                outputs["logit_scale"] = self.text.logit_scale.exp().clamp(max=LARGEST_SCALE)
+                outputs["texts"], outputs["logit_scale"] = self.text(texts)
         return outputs
 
 

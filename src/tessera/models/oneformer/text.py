@@ -25,6 +25,8 @@ START, END = 49406, 49407
 VOCABULARY = 49408
 HEAD = 64
 """Width of an attention head, as in CLIP."""
+LARGEST_SCALE = 100.0
+"""Of the contrastive logits, as in CLIP."""
 
 _TASK_TEXTS = {"semantic": "a semantic photo", "instance": "an instance photo", "panoptic": "a panoptic photo"}
 
@@ -95,8 +97,8 @@ class TextEncoder(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, texts: Tensor) -> Tensor:
-        """(B, T, L) int64 tokens to (B, T + num_context, dim)."""
+    def forward(self, texts: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, L) int64 tokens to (B, T + num_context, dim), and the learned scale of their products with the queries."""
         batch, count, length = texts.shape
         distinct, index = torch.unique(texts.flatten(0, 1), dim=0, return_inverse=True)
         ends = distinct.argmax(1)
@@ -108,7 +110,8 @@ class TextEncoder(nn.Module):
             x = checkpointing.run(layer, x, causal, recompute=self.activation_checkpoint)
         x = self.projection(self.norm(x[torch.arange(len(x), device=x.device), ends]))
         encoded = x[index].unflatten(0, (batch, count))
-        return torch.cat((encoded, self.context.weight.to(x.dtype).expand(batch, -1, -1)), dim=1)
+        encoded = torch.cat((encoded, self.context.weight.to(x.dtype).expand(batch, -1, -1)), dim=1)
+        return encoded, self.logit_scale.exp().clamp(max=LARGEST_SCALE)
 
 
 class TextLayer(nn.Module):
