@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tessera.spec.describe import Key, keys_of
+from tessera.spec.describe import keys_of
 from tessera.spec.layers import OWNED
 from tessera.spec.mistakes import from_validation
 from tessera.spec.schema import SPECS
@@ -83,7 +83,10 @@ def convert(found: Found) -> Converted:
             named = key == "model.backbone.name" and sections & SECTIONS
             if said or present or not sources or named:
                 values[key] = value
-                names = [_origin(found, row, bool(said)) for row in said or sources[:1]]
+                names = [
+                    _origin(found, row, bool(said))
+                    for row in said or sorted(sources, key=lambda row: row.to[0] != key)[:1]
+                ]
                 origins[key] = ", ".join(names) or "which data there are"
     for fixed in table.fixed:
         if fixed.to.partition(".")[0] in sections and fixed.to not in values and fixed.when(settings):
@@ -93,7 +96,7 @@ def convert(found: Found) -> Converted:
     data_root = _relative(values, found)
     if not any(key.endswith(".annotations") for key in values):
         values = {key: value for key, value in values.items() if OWNED.get(key) != "datasets"}
-    values = _without_defaults_of_none(values, table.family)
+    values = _ordered(values, table.family)
     if not found.mistakes:
         _require_valid(values, table.family, found)
     outcomes = tuple(_outcome(row, found, settings, values) for row in table.rows if row.key in found.places)
@@ -153,16 +156,10 @@ def _data_paths(value: Any) -> list[str]:
     return [entry.path for entry in entries if isinstance(entry, DataPath)]
 
 
-def _keys(family: str) -> dict[str, Key]:
-    return {key.name: key for key in keys_of(SPECS[family])}
-
-
-def _without_defaults_of_none(values: Mapping[str, Any], family: str) -> dict[str, Any]:
-    """In the order of the schema; a key that says nothing, as it would without being written, is dropped."""
-    keys = _keys(family)
-    order = {name: number for number, name in enumerate(keys)}
-    kept = {key: value for key, value in values.items() if value is not None or keys[key].field.default is not None}
-    return dict(sorted(kept.items(), key=lambda item: order[item[0]]))
+def _ordered(values: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """In the order of the schema."""
+    order = {key.name: number for number, key in enumerate(keys_of(SPECS[family]))}
+    return dict(sorted(values.items(), key=lambda item: order[item[0]]))
 
 
 def nested(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from tessera.spec.tao.table import (
 )
 
 GCVIT = tuple(f"gc_vit_{size}" for size in ("xxtiny", "xtiny", "tiny", "small", "base", "large", "large_384"))
+PROJECTIONS = ["reference_points", "sampling_offsets"]
 CONVERT = "it describes the conversion of KITTI labels to COCO files, which is no part of an experiment"
 SIZES_OF_TEST = "test_random_resize and random_resize_max_size count"
 CALIBRATION = "no INT8 engine is built here"
@@ -191,7 +192,7 @@ MODEL = (
         "TAO never reads it; train.clip_grad_norm counts (read from its source, not run)",
     ),
     same("model.backbone_names", listing(TEXT), ["backbone.0"], "name other modules under train.optim.multipliers"),
-    part("model.linear_proj_names", listing(TEXT), ["reference_points", "sampling_offsets"], "train.optim.multipliers"),
+    part("model.linear_proj_names", listing(TEXT), PROJECTIONS, "train.optim.multipliers"),
 )
 
 TRAIN = (
@@ -428,7 +429,13 @@ def _sizes(settings: Settings) -> Mapping[str, Any]:
         ):
             settings.pass_over(f"{prefix}.{leaf}", "fixed_random_crop takes its place")
         settings.note(f"{prefix}.fixed_random_crop", "factors from 0.1 to 2, as in the published large-scale jitter")
-        return {f"{prefix}.train_crop_size": [crop, crop], f"{prefix}.train_scale": [0.1, 2.0]}
+        return {
+            f"{prefix}.train_crop_size": [crop, crop],
+            f"{prefix}.train_scale": [0.1, 2.0],
+            f"{prefix}.train_random_resize": None,
+            f"{prefix}.train_random_crop": None,
+            f"{prefix}.fixed_padding": None,
+        }
     scales, largest = sorted(settings[f"{prefix}.scales"]), settings[f"{prefix}.random_resize_max_size"]
     low, high = settings[f"{prefix}.train_random_crop_min"], settings[f"{prefix}.train_random_crop_max"]
     if low > high:
@@ -438,6 +445,7 @@ def _sizes(settings: Settings) -> Mapping[str, Any]:
         f"{prefix}.train_random_resize": settings[f"{prefix}.train_random_resize"],
         f"{prefix}.train_random_crop": [low, high],
         f"{prefix}.train_crop_size": None,
+        f"{prefix}.train_scale": None,
         f"{prefix}.fixed_padding": [scales[-1], largest] if settings[f"{prefix}.fixed_padding"] else None,
     }
 
@@ -447,7 +455,7 @@ def _rates(settings: Settings) -> Mapping[str, Any]:
     names, factor = settings["model.linear_proj_names"], settings["train.optim.lr_linear_proj_mult"]
     return {
         "train.optim.backbone_multiplier": round(settings["train.optim.lr_backbone"] / rate, 12),
-        "train.optim.multipliers": dict.fromkeys(names, factor),
+        "train.optim.multipliers": {**dict.fromkeys(PROJECTIONS, 1.0), **dict.fromkeys(names, factor)},
     }
 
 
@@ -503,6 +511,7 @@ TABLE = Table(
         shared.freeze_rule(FREEZE, "model.train_backbone"),
     ),
     fixed=(
+        Fixed("train.optim.warmup_iters", 0, "TAO has no key for it"),
         Fixed("dataset.augmentation.color_jitter", False, "TAO does not change colours for Deformable DETR"),
         Fixed("dataset.augmentation.single_class_max_area", 1.0, "TAO has no such limit for Deformable DETR"),
         Fixed(

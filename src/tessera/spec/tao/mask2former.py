@@ -91,7 +91,7 @@ DATASET = (
     taken(
         "dataset.pixel_std", listing(number(above=0), 3), [0.229, 0.224, 0.225], "model.pixel_std", shared.pixels_0_1
     ),
-    part("dataset.contiguous_id", TRUTH, False, "dataset.contiguous_id"),
+    part("dataset.contiguous_id", TRUTH, False, ("dataset.contiguous_id", "dataset.num_classes")),
     part("dataset.label_map", PATH, "", "dataset.label_map"),
     left_out("dataset.quant_calibration_dataset.images_dir", PATH, "", shared.QUANTIZE),
     part("dataset.augmentation.train_min_size", listing(SIDE), [640], "dataset.augmentation.train_min_size"),
@@ -335,6 +335,8 @@ TABLE = Table(
         shared.freeze_rule(FREEZE),
     ),
     fixed=(
+        Fixed("dataset.augmentation.train_scale", None, "TAO draws from train_min_size"),
+        Fixed("train.optim.warmup_iters", 0, "TAO has no key for it"),
         Fixed("dataset.augmentation.single_class_max_area", 0.6, "TAO draws a crop again while one class covers more"),
         Fixed("dataset.augmentation.flip", 0.5, "TAO has no key for it"),
         Fixed("dataset.augmentation.color_jitter", True, "TAO has no key for it"),

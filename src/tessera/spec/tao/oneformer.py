@@ -95,7 +95,7 @@ DATASET = (
         shared.pixels_0_255,
         "images are 0..255 there and 0..1 here",
     ),
-    part("dataset.contiguous_id", TRUTH, True, "dataset.contiguous_id"),
+    part("dataset.contiguous_id", TRUTH, True, ("dataset.contiguous_id", "dataset.num_classes")),
     part("dataset.label_map", PATH, "", "dataset.label_map"),
     *(
         taken(

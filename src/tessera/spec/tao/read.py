@@ -89,21 +89,30 @@ def _choose(contents: Mapping[Path, dict[str, Any]], model: str | None) -> str:
         if model not in TABLES:
             raise UserError(f"--model {model}: expected one of {', '.join(TABLES)}")
         return model
-    unknown = {
+    strange = {
         name: sum(
-            1
+            _strange(_renamed(spelled, table), rows)
             for content in contents.values()
             for spelled, _ in _leaves(content, table, rows)
-            if _renamed(spelled, table) not in rows
         )
         for name, table in TABLES.items()
         for rows in [{row.key: row for row in table.rows}]
     }
     named = {str(content["model_name"]) for content in contents.values() if content.get("model_name")} & TABLES.keys()
-    least = named or {name for name, count in unknown.items() if count == min(unknown.values())}
+    least = named or {name for name, count in strange.items() if count == min(strange.values())}
     if len(least) > 1:
         raise UserError(f"{files}: every key belongs to {' and '.join(sorted(least))} alike; say which with --model")
     return least.pop()
+
+
+def _strange(key: str, rows: Mapping[str, Row]) -> int:
+    """How many of the key's names, from the last one on, mean nothing to the model."""
+    names = key.split(".")
+    for known in range(len(names), 0, -1):
+        prefix = ".".join(names[:known])
+        if prefix in rows or any(row.startswith(f"{prefix}.") for row in rows):
+            return len(names) - known
+    return len(names)
 
 
 def _nested(values: dict[str, Any], path: Path) -> dict[str, Any]:

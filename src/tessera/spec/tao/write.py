@@ -167,7 +167,11 @@ def _grid_lines(
     pieces += [variant]
     pieces += [] if seed == default_seed else [f"seed{seed}"]
     wanted = {"models": model, "backbones": backbone, "datasets": dataset, "variants": variant, "seeds": seed}
-    missing = [f"  {key}: add {value}" for key, value in wanted.items() if value not in (grid.get(key) or [])]
+    missing = [
+        f"  {key}: add {value}"
+        for key, value in wanted.items()
+        if value not in (grid.get(key) or ([0] if key == "seeds" else []))
+    ]
     lines = [f"in {path}:", *missing] if missing else []
     if converted.data_root is not None:
         lines += [
