@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import warnings
 import zipfile
 from pathlib import Path
@@ -55,6 +56,7 @@ def load_model(path: Path, postprocess: PostprocessSpec | None = None) -> tuple[
 def read_weights(path: Path) -> Any:
     """``torch.load`` of tensors and plain values onto the CPU; no code in the file is ever executed.
 
+    ``argparse.Namespace``, which holds plain values and does nothing, is let through: many published files keep their options in one.
     Checksums are compared, which torch itself does not do.
     Raises UserError when the file is missing, damaged, or a pickle of anything else.
     """
@@ -65,7 +67,7 @@ def read_weights(path: Path) -> Any:
     try:
         if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()) is not None:
             raise ValueError(f"checksum of {damaged} does not match")
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             # It warns of the pickle protocol of files that it then refuses.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)

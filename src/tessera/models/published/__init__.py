@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,25 @@ from torch import Tensor, nn
 
 from tessera.files import UserError
 from tessera.models.artifact import read_weights, require_state
+from tessera.models.published.pickles import read_pickle
 
 _WRAPPERS = ("model", "state_dict", "state_dict_ema", "model_state")
 _SHOWN = 5
 
 
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""What the transformers library writes into a folder beside config.json."""
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Named tensors of a ``.safetensors`` file or a torch checkpoint, opened as weights only; wrappers such as ``model`` are taken off.
+    """Named tensors of a ``.safetensors`` file, a detectron2 ``.pkl``, a torch checkpoint, or a folder of the transformers library; wrappers
+    such as ``model`` are taken off. Nothing in a file is executed.
 
     Raises UserError on anything else.
     """
+    path = weights_file(path)
+    if path.suffix == ".pkl" and not zipfile.is_zipfile(path):
+        return read_pickle(path)
     if path.suffix == ".safetensors" and path.is_file():
         try:
             return load_file(path)
@@ -34,6 +44,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
     ):
         content = content[inner[0]]
     return require_state(dict(content) if isinstance(content, Mapping) else content, path)
+
+
+def weights_file(path: Path) -> Path:
+    """``path`` itself, or the file of weights in it where it is a folder; raises UserError where there is none."""
+    if not path.is_dir():
+        return path
+    for name in FILES:
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"{path}: is a folder without {' or '.join(FILES)}; name the file of weights itself")
 
 
 def load_strictly(

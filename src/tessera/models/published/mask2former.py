@@ -1,4 +1,5 @@
-"""Mask2Former checkpoints of the transformers library with a Swin backbone, under the names of its files and of its modules."""
+"""Mask2Former checkpoints: the original code's (detectron2) with a Swin or a ResNet, and the transformers library's with a Swin, under the
+names of its files and of its modules."""
 
 from __future__ import annotations
 
@@ -8,13 +9,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tessera.models.published import split_packed
+from tessera.models.published import resnet, split_packed
+from tessera.models.published.renaming import Rules, apply
 
 _SWIN = r"^model\.pixel_level_module\.encoder\.(?:swin\.)?"
 _PIXELS = r"^model\.pixel_level_module\.decoder\."
 _QUERIES = r"^model\.transformer_module\."
 
-_RULES: tuple[tuple[str, str], ...] = (
+_TRANSFORMERS: Rules = (
     (_SWIN + r"embeddings\.patch_embeddings\.projection\.", "backbone.patch_embed.proj."),
     (_SWIN + r"embeddings\.norm\.", "backbone.patch_embed.norm."),
     (_SWIN + r"encoder\.layers\.", "backbone.layers."),
@@ -55,20 +57,48 @@ _RULES: tuple[tuple[str, str], ...] = (
     (_QUERIES + r"decoder\.layers\.(\d+)\.final_layer_norm\.", r"decoder.layers.\1.norm3."),
     (r"^class_predictor\.", "decoder.heads.class_embed."),
 )
+_HEAD = r"^sem_seg_head\."
+_DECODER = r"^sem_seg_head\.predictor\."
+_ORIGINAL: Rules = (
+    # Files before version 2 have the pixel decoder's parts in the head itself.
+    (_HEAD + r"(?:pixel_decoder\.)?(?!predictor\.)(?:transformer\.(?:encoder\.)?)?", "pixel_decoder."),
+    (r"^pixel_decoder\.adapter_1\.norm\.", "pixel_decoder.lateral.1."),
+    (r"^pixel_decoder\.adapter_1\.", "pixel_decoder.lateral.0."),
+    (r"^pixel_decoder\.layer_1\.norm\.", "pixel_decoder.output.1."),
+    (r"^pixel_decoder\.layer_1\.", "pixel_decoder.output.0."),
+    (_DECODER + r"static_query\.", "query_feat."),  # before version 2
+    (_DECODER + r"query_(feat|embed)\.", r"query_\1."),
+    (_DECODER + r"level_embed\.", "decoder.level_embed."),
+    (_DECODER + r"decoder_norm\.", "decoder.heads.norm."),
+    (_DECODER + r"(class|mask)_embed\.", r"decoder.heads.\1_embed."),
+    (_DECODER + r"transformer_cross_attention_layers\.(\d+)\.multihead_attn\.", r"decoder.layers.\1.cross_attn."),
+    (_DECODER + r"transformer_cross_attention_layers\.(\d+)\.norm\.", r"decoder.layers.\1.norm1."),
+    (_DECODER + r"transformer_self_attention_layers\.(\d+)\.self_attn\.", r"decoder.layers.\1.self_attn."),
+    (_DECODER + r"transformer_self_attention_layers\.(\d+)\.norm\.", r"decoder.layers.\1.norm2."),
+    (_DECODER + r"transformer_ffn_layers\.(\d+)\.linear", r"decoder.layers.\1.linear"),
+    (_DECODER + r"transformer_ffn_layers\.(\d+)\.norm\.", r"decoder.layers.\1.norm3."),
+)
 _NOT_WEIGHTS = re.compile(_SWIN + r"layernorm\.|^criterion\.|\.relative_position_index$")
 """The classifier's last norm, which no output goes through, and constants."""
 
 
 def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our names; unknown names stay as they are, for the strict loading to report."""
-    renamed: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if _NOT_WEIGHTS.search(name):
-            continue
-        for pattern, replacement in _RULES:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = value
-    return split_packed(_pack_swin(renamed))
+    rules = (*_TRANSFORMERS, *_ORIGINAL)
+    renamed = {apply(rules, name): value for name, value in state.items() if not _NOT_WEIGHTS.search(name)}
+    return split_packed(_pack_swin(_rename_resnet(renamed)))
+
+
+def _rename_resnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Where the backbone is detectron2's, whose names are not timm's."""
+    if "backbone.stem.conv1.weight" not in state:
+        return state
+    prefix = "backbone."
+    inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {
+        **{f"{prefix}net.{name}": value for name, value in resnet.rename(inside).items()},
+        **{name: value for name, value in state.items() if not name.startswith(prefix)},
+    }
 
 
 def _pack_swin(state: dict[str, Tensor]) -> dict[str, Tensor]:
