@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -28,7 +28,7 @@ SIZES = ((64, 96), (75, 109))
 LAYERS = 3
 
 
-@cache
+@lru_cache(maxsize=2)
 def published(refine: bool, levels: int = 4, dilation: bool = False) -> Any:
     options = {"output_stride": 16} if dilation else {}
     config = transformers.DeformableDetrConfig(
@@ -90,7 +90,7 @@ def spec(refine: bool, levels: int = 4, dilation: bool = False) -> DeformableDet
     )
 
 
-@cache
+@lru_cache(maxsize=2)
 def ours(refine: bool, levels: int = 4, dilation: bool = False) -> DeformableDetr:
     network = DeformableDetr(spec(refine, levels, dilation), CLASSES).eval()
     state = deformable_detr.rename(published(refine, levels, dilation).state_dict())

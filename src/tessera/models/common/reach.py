@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 _PROBE = (64, 96)
 """Height and width."""
@@ -16,12 +17,27 @@ def freeze_unread(backbone: nn.Module, maps: Sequence[int]) -> None:
 
     An optimiser would decay them, and distributed training would wait for their gradients for ever.
     """
-    parameters = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
     training = backbone.training
     backbone.eval()
     with torch.enable_grad():
         features = backbone(torch.zeros(1, 3, *_PROBE))
-        found = torch.autograd.grad(sum(features[index].sum() for index in maps), parameters, allow_unused=True)
     backbone.train(training)
-    for parameter, gradient in zip(parameters, found, strict=True):
-        parameter.requires_grad_(gradient is not None)
+    read = _leaves([features[index] for index in maps])
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(parameter in read)
+
+
+def _leaves(outputs: Sequence[Tensor]) -> set[Tensor]:
+    """What gradients of the outputs would end in, without computing any."""
+    found: set[Tensor] = set()
+    waiting: list[Any] = [output.grad_fn for output in outputs]
+    seen: set[Any] = {None}
+    while waiting:
+        node = waiting.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            found.add(node.variable)
+        waiting += [following for following, _ in node.next_functions]
+    return found

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from tessera.files import UserError
 from tessera.models.published import split_packed
+from tessera.models.published.renaming import Rules, apply
 
 _LAYER = r"\.layers\.(\d+)\."
-_RULES: tuple[tuple[str, str], ...] = (
+_RULES: Rules = (
     (r"^backbone\.0\.body\.", "backbone.net."),
     (r"^model\.backbone\.(?:conv_encoder\.)?model\.", "backbone.net."),
     (r"^(?:model|transformer)\.(encoder|decoder|input_proj|level_embed)\b", r"\1"),
@@ -43,9 +44,7 @@ def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our names; unknown names stay as they are, for the strict loading to report."""
     renamed: dict[str, Tensor] = {}
     for given, value in state.items():
-        name = given
-        for pattern, replacement in _RULES:
-            name = re.sub(pattern, replacement, name)
+        name = apply(_RULES, given)
         if name in renamed and not torch.equal(renamed[name], value):
             raise UserError(f"{given}: differs from the tensor that should be the same, {name}; the file is damaged")
         renamed[name] = value
