@@ -7,13 +7,14 @@ have the latter: what only looks at their place is given the image, and U-Net an
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder, DeepLabV3PlusDecoder
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from segmentation_models_pytorch.decoders.linknet.decoder import LinknetDecoder
-from segmentation_models_pytorch.decoders.pspnet.decoder import PSPDecoder
+from segmentation_models_pytorch.decoders.pspnet.decoder import PSPBlock, PSPDecoder
 from segmentation_models_pytorch.decoders.segformer.decoder import SegformerDecoder
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
@@ -29,6 +30,7 @@ class Decoder(nn.Module):
         """``before``: how many maps ``net`` expects in front of the backbone's."""
         super().__init__()
         _accept_single_images(net)
+        _accept_free_sizes(net)
         self.net = net
         self.before = before
         self.out_channels = out_channels
@@ -78,11 +80,59 @@ def _accept_single_images(net: nn.Module) -> None:
     """Gives every branch that pools to one pixel a ``PooledNorm`` for its batch norm."""
     for branch in net.modules():
         pool = branch[0] if isinstance(branch, nn.Sequential) and len(branch) else None
-        if isinstance(pool, nn.AdaptiveAvgPool2d) and pool.output_size in (1, (1, 1)):
+        if isinstance(pool, nn.AdaptiveAvgPool2d) and _bins(pool) == 1:
             for parent in list(branch.modules()):
                 for name, norm in parent.named_children():
                     if type(norm) is nn.BatchNorm2d:
                         setattr(parent, name, PooledNorm(norm.num_features))
+
+
+class BinPool(nn.Module):
+    """``AdaptiveAvgPool2d(bins)`` as two matrix products, which graphs of free height and width can hold."""
+
+    def __init__(self, bins: int) -> None:
+        super().__init__()
+        self.bins = bins
+
+    def forward(self, features: Tensor) -> Tensor:
+        rows, columns = self._shares(features, -2), self._shares(features, -1)
+        return rows @ features @ columns.transpose(0, 1)
+
+    def _shares(self, features: Tensor, axis: int) -> Tensor:
+        """(bins, side): what each place has of each bin. Bins overlap by a place where their number does not divide the side."""
+        side = features.shape[axis]
+        places = torch.arange(side, device=features.device)
+        bins = torch.arange(self.bins, device=features.device).unsqueeze(1)
+        first = bins * side // self.bins
+        end = ((bins + 1) * side + self.bins - 1) // self.bins
+        return ((places >= first) & (places < end)).to(features.dtype) / (end - first)
+
+
+class PyramidBlock(nn.Module):
+    """The library's block without its own branch for export, which fixes the size. Weights keep their names."""
+
+    def __init__(self, block: PSPBlock) -> None:
+        super().__init__()
+        self.pool = nn.Sequential(*block.pool)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.interpolate(self.pool(features), features.shape[-2:], mode="bilinear", align_corners=True)
+
+
+def _bins(pool: nn.AdaptiveAvgPool2d) -> int:
+    size: Any = pool.output_size
+    return int(size[0] if isinstance(size, tuple) else size)
+
+
+def _accept_free_sizes(net: nn.Module) -> None:
+    for parent in list(net.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, PSPBlock):
+                child = PyramidBlock(child)
+                setattr(parent, name, child)
+                _accept_free_sizes(child)
+            elif isinstance(child, nn.AdaptiveAvgPool2d) and _bins(child) > 1:
+                setattr(parent, name, BinPool(_bins(child)))
 
 
 def build_decoder(spec: DecodeHeadSpec, channels: Sequence[int], strides: Sequence[int]) -> Decoder:
@@ -155,3 +205,10 @@ DECODERS: dict[str, Callable[[DecodeHeadSpec, list[int], list[int]], Decoder]] =
     "segformer": _segformer,
     "linknet": _linknet,
 }
+
+READ: dict[str, tuple[int, ...]] = {"fcn": (3,), "pspnet": (3,), "deeplabv3": (3,), "deeplabv3plus": (0, 3)}
+"""Of the decoders that do not look at all of the backbone's maps, the indices of those that they do look at."""
+
+
+def maps_read(spec: DecodeHeadSpec) -> tuple[int, ...]:
+    return READ.get(spec.type, (0, 1, 2, 3))
