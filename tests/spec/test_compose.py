@@ -87,7 +87,7 @@ OVERRIDES = {
     "unknown section": (["trian.optim.lr=1.0"], ["trian: unknown key; did you mean train?"]),
     "number as text": (["train.optim.lr=2e-4"], ["train.optim.lr: expected a number, above 0", "write 2.0e-4"]),
     "quoted number": (["train.optim.lr='0.1'"], ["found the text '0.1'; remove the quotes"]),
-    "out of range": (["train.num_epochs=0"], ["train.num_epochs: expected a whole number, at least 1, found 0"]),
+    "out of range": (["train.num_epochs=-1"], ["train.num_epochs: expected a whole number, at least 0, found -1"]),
     "fraction for a whole number": (["train.num_epochs=2.0"], ["found 2.0; write 2"]),
     "boolean for a number": (["train.optim.lr=true"], ["expected a number, above 0, found true"]),
     "infinite": (["train.optim.lr=.inf"], ["expected a number, above 0, found inf"]),
@@ -110,7 +110,7 @@ OVERRIDES = {
     "number for a section": (["train.optim=3"], ["train.optim: expected a section with the keys type, lr", "found 3"]),
     "section for a number": (
         ["train.num_epochs.max=3"],
-        ["train.num_epochs: expected a whole number, at least 1, found a section"],
+        ["train.num_epochs: expected a whole number, at least 0, found a section"],
     ),
     "dataset's source": (["dataset.train.images=x"], ["dataset.train.images: only config/datasets/*.yaml may set it"]),
     "another backbone": (["model.backbone.name=resnet50"], ["only config/backbones/*.yaml may set it"]),
@@ -119,7 +119,7 @@ OVERRIDES = {
     "empty piece": (["train..lr=1"], ["expected a.b=c"]),
     "broken YAML": (["train.freeze=[a"], ["override 'train.freeze=[a'", "not valid YAML"]),
     "several at once": (
-        ["train.lr=1.0", "train.num_epochs=0", "model.mode=x"],
+        ["train.lr=1.0", "train.num_epochs=-1", "model.mode=x"],
         ["3 mistakes", "train.lr", "train.num_epochs", "model.mode"],
     ),
     "width against heads": (

@@ -184,7 +184,7 @@ def test_every_section_is_read_by_a_stage() -> None:
 READERS = {
     "seed": ("training", "data"),
     "data_root": ("data",),
-    "model": ("models",),
+    "model": ("models", "data"),
     "dataset": ("data", "ops"),
     "train": ("training", "data", "models"),
     "postprocess": ("models",),

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from tessera.models.backbone import STRIDES, build_backbone, can_dilate
 from tessera.models.base import Network
 from tessera.models.common import checkpointing
-from tessera.models.encoder_decoder.decoders import FcnBlocks, build_decoder
+from tessera.models.common.reach import freeze_unread
+from tessera.models.encoder_decoder.decoders import FcnBlocks, build_decoder, maps_read
 from tessera.spec.networks import AuxiliaryHeadSpec, EncoderDecoderSpec
 
 
@@ -34,6 +35,8 @@ class EncoderDecoder(Network):
         # Pyramid transformers keep their last stride, as in MMSegmentation.
         stride = spec.output_stride if can_dilate(spec.backbone.name) else STRIDES[-1]
         self.backbone = build_backbone(spec.backbone, activation_checkpoint, load_pretrained, stride)
+        auxiliary = [STRIDES.index(head.stride) for head in spec.auxiliary.values()]
+        freeze_unread(self.backbone, [*maps_read(spec.decoder), *auxiliary])
         channels = self.backbone.channels
         self.decoder = build_decoder(spec.decoder, channels, self.backbone.strides)
         self.classifier = Classifier(self.decoder.out_channels, num_classes, spec.decoder.dropout)
