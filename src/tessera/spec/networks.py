@@ -26,15 +26,18 @@ class SwinSpec(Section):
 
 class BackboneSpec(Section):
     name: str = "swin_tiny"
-    """`swin_tiny|small|base|large|huge`, `efficientvit_b0..b3`, `efficientvit_l0..l3`, or any timm pyramid model by its timm name."""
+    """`swin_tiny|small|base|large|huge`, `gc_vit_xxtiny|xtiny|tiny|small|base|large|large_384`, `efficientvit_b0..b3`, `efficientvit_l0..l3`, or
+    any timm pyramid model by its timm name, such as `resnet50`."""
     swin: SwinSpec = SwinSpec()
     """Only with a Swin backbone."""
     drop_path_rate: float = Field(0.3, ge=0, lt=1)
     """Stochastic depth, growing linearly to this rate at the last block; 0 turns it off."""
     norm: Literal["batch", "frozen"] = "batch"
-    """`frozen`: batch norms keep their stored statistics and are not trained (Deformable DETR, with pretrained weights)."""
+    """`frozen`: batch norms keep their stored statistics and are not trained (Deformable DETR, with pretrained weights). Only with a
+    backbone that has batch norms."""
     pretrained: str | None = None
-    """Weights to start from: a local file (timm, torchvision or original naming), `timm` for timm's own download, or nothing."""
+    """Weights to start from: a local file, `timm` for timm's own download, or nothing. Files name their tensors like timm; ResNets also like
+    torchvision, detectron2 and transformers, Swin like the original code, torchvision and transformers, GC ViT like the original code."""
 
 
 class ModelSpec(Section):
