@@ -218,7 +218,7 @@ class DeformableDetrSpec(ModelSpec):
     name: Literal["deformable_detr"] = "deformable_detr"
     mode: Literal["detection"] = "detection"
     strides: list[Literal[4, 8, 16, 32]] = Field([8, 16, 32], min_length=1, max_length=4)
-    """Which of the backbone's maps are used, ascending (TAO: `return_interm_indices` 1..4 are strides 4..32)."""
+    """Which of the backbone's maps are used, ascending (TAO: `return_interm_indices` 0..3 are strides 4..32, 4 is a level beyond them)."""
     num_feature_levels: int = Field(4, ge=1, le=5)
     """Levels of the transformer; those beyond the backbone's maps come from convolutions of stride 2."""
     dilation: bool = False
