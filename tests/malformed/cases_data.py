@@ -15,6 +15,7 @@ from tests.malformed.project import (
     EXPERIMENT,
     FOLDER,
     PAIRS,
+    SPLITS,
     Break,
     Case,
     cut,
@@ -491,6 +492,131 @@ LABEL_MAPS = [
     ),
 ]
 
+
+def boxes(change: Any = None) -> tuple[Break, ...]:
+    """The COCO files without their masks, which leaves mode detection; then a change of the train file."""
+
+    def strip(value: Any) -> None:
+        for item in value["annotations"]:
+            item["segmentation"] = []
+
+    stripped = tuple(edit(f"data/demo/instances_{split}.json", strip) for split in SPLITS)
+    return stripped if change is None else (*stripped, edit(OBJECTS, change))
+
+
+def several(*names: str, **keys: Any) -> tuple[Break, ...]:
+    """These files and patterns as train annotations."""
+    split = {"annotations": list(names), "images": "demo/images/train"}
+    value = {"dataset": {"type": "coco", "label_map": "demo/label_map.json", "train": split, **keys}}
+    return (text("config/datasets/objects.yaml", yaml.safe_dump(value)),)
+
+
+def copied(name: str, change: Any = None) -> tuple[Break, ...]:
+    """A second annotation file beside the first, changed."""
+
+    def apply(project: Path) -> None:
+        value = json.loads((project / OBJECTS).read_text())
+        if change is not None:
+            change(value)
+        (project / name).write_text(json.dumps(value))
+
+    return (apply,)
+
+
+DETECTION = [
+    Case(
+        "box-of-three-numbers",
+        CHECK_OBJECTS,
+        "train: train_00000.png, annotation 1: bbox is [1, 2, 3]",
+        ("expected [x, y, width, height]",),
+        boxes(put("annotations.0.bbox", [1, 2, 3])),
+    ),
+    Case(
+        "box-that-is-not-a-number",
+        CHECK_OBJECTS,
+        "annotation 1: bbox is [1, 2, nan, 3]",
+        ("expected [x, y, width, height]",),
+        boxes(put("annotations.0.bbox", [1, 2, float("nan"), 3])),
+    ),
+    Case(
+        "box-of-negative-size",
+        CHECK_OBJECTS,
+        "annotation 1: bbox is [30, 40, -10, 5]",
+        ("width or height is negative", "not two corners"),
+        boxes(put("annotations.0.bbox", [30, 40, -10, 5])),
+    ),
+    Case(
+        "box-missing",
+        CHECK_OBJECTS,
+        "annotation 1: bbox is None",
+        ("expected [x, y, width, height]",),
+        boxes(put("annotations.0.bbox", None)),
+    ),
+    Case(
+        "box-of-an-unknown-class",
+        CHECK_OBJECTS,
+        "train: category_id 77 in 1 record(s)",
+        ("add the class",),
+        boxes(put("annotations.0.category_id", 77)),
+    ),
+    Case(
+        "files-with-the-same-image",
+        CHECK_OBJECTS,
+        "train: image file name 'train_00000.png' occurs 2 times",
+        ("expected once",),
+        (
+            *copied(
+                "data/demo/instances_more.json", lambda value: value.update(images=value["images"][:1], annotations=[])
+            ),
+            *several("demo/instances_train.json", "demo/instances_more.json"),
+        ),
+    ),
+    Case(
+        "files-whose-categories-disagree",
+        CHECK_OBJECTS,
+        "data/demo/instances_train.json and 'something' in",
+        ("category 1 is", "data/demo/instances_more.json", "must agree"),
+        (
+            *copied(
+                "data/demo/instances_more.json",
+                lambda value: (put("categories.0.name", "something")(value), value.update(images=[], annotations=[])),
+            ),
+            *several("demo/instances_train.json", "demo/instances_more.json"),
+        ),
+    ),
+    Case(
+        "files-named-twice",
+        CHECK_OBJECTS,
+        "dataset.train.annotations leads to demo/instances_train.json 2 times",
+        ("expected once",),
+        several("demo/instances_train.json", "demo/instances_tr*.json"),
+    ),
+    Case(
+        "files-of-a-pattern-that-matches-nothing",
+        CHECK_OBJECTS,
+        "data/shards/*.json: no file matches this pattern",
+        ("dataset.train.annotations",),
+        several("shards/*.json"),
+    ),
+    Case(
+        "files-outside-the-data-root",
+        CHECK_OBJECTS,
+        "train.annotations: expected a path inside the data root",
+        ("'../*.json'",),
+        several("../*.json"),
+    ),
+    Case(
+        "class-map-with-an-empty-line",
+        CHECK_OBJECTS,
+        "data/demo/classes.txt: line 2 is empty",
+        ("the number of the line is the id",),
+        (
+            text("data/demo/classes.txt", "disk\n\nsquare\n"),
+            *several("demo/instances_train.json", label_map="demo/classes.txt"),
+        ),
+    ),
+]
+
 FOLDERS = [
     Case("inference-folder-missing", f"{INFER}photos", "data/photos", ("no such file or folder",)),
     Case(
@@ -526,4 +652,4 @@ FOLDERS = [
     ),
 ]
 
-CASES = [*ANNOTATIONS, *MASKS, *IMAGES, *LABEL_MAPS, *FOLDERS]
+CASES = [*ANNOTATIONS, *MASKS, *IMAGES, *LABEL_MAPS, *DETECTION, *FOLDERS]

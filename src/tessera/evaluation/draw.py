@@ -89,6 +89,8 @@ def draw_instances(
 ) -> Image.Image:
     """Instances that score at least ``score_threshold``; without masks, boxes alone, each in its class's own colour."""
     canvas = Canvas(image, outline)
+    if instances.masks is None and outline is None:
+        canvas.stroke *= 2  # Nothing else shows where the object is.
     kept = instances.scores >= score_threshold
     masks = None if instances.masks is None else instances.masks[kept]
     labels, scores = instances.labels[kept].tolist(), instances.scores[kept].tolist()

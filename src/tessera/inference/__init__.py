@@ -4,6 +4,11 @@
     model = load_predictor("results/mask2former_swin/model.pth")
     predictions = model.predict("street.jpg")
 
+and the pictures and files that the infer stage writes, below a folder of one's own::
+
+    from tessera.inference.results import predict_to
+    predict_to(model, "photos", "out")
+
 Importing this package alone imports no torch: the workflow asks its ``trt_library`` while it plans.
 """
 
