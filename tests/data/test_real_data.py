@@ -1,17 +1,20 @@
 """The configurations in config/datasets against the real files, where those are at hand."""
 
+import contextlib
+import io
 import os
 from pathlib import Path
 
 import pytest
+from pycocotools.coco import COCO
 
 from tessera.data.catalog import load_catalog
 from tessera.data.check import check_dataset
 from tessera.data.datamodule import eval_loader, train_loader
 from tessera.data.datasets import open_dataset
 from tessera.spec.compose import load_grid
-from tessera.spec.networks import Mask2FormerSpec
-from tessera.spec.schema import DatasetSpec, Spec
+from tessera.spec.networks import DeformableDetrSpec, Mask2FormerSpec
+from tessera.spec.schema import SPECS, DatasetSpec
 
 ROOT = Path(__file__).parents[2]
 DATA = Path(os.environ.get("TESSERA_TEST_DATA", ROOT / "../shared/data"))
@@ -34,6 +37,9 @@ def configured(name: str) -> DatasetSpec:
         ("nuclei", "panoptic", (140, 40, 40)),
         ("nuclei", "semantic", (140, 40, 40)),
         ("coco_tiny", "instance", (40, 10, 10)),
+        ("coco_tiny", "detection", (40, 10, 10)),
+        ("bccd", "detection", (205, 87, 72)),
+        ("nuclei", "detection", (140, 40, 40)),
     ],
 )
 def test_every_split_opens_and_loads(name: str, mode, images: tuple[int, int, int]) -> None:
@@ -45,7 +51,9 @@ def test_every_split_opens_and_loads(name: str, mode, images: tuple[int, int, in
         split: getattr(dataset, split).model_copy(update={"num_workers": 0, "batch_size": 2})
         for split in ("train", "val", "test")
     }
-    spec = Spec(data_root=str(DATA), dataset=dataset.model_copy(update=changed), model=Mask2FormerSpec(mode=mode))
+    model = DeformableDetrSpec() if mode == "detection" else Mask2FormerSpec(mode=mode)
+    family = SPECS[model.name]
+    spec = family(data_root=str(DATA), dataset=dataset.model_copy(update=changed), model=model)
     for batch in (next(iter(train_loader(spec, catalog, 0))), next(iter(eval_loader(spec, catalog, "val")))):
         assert batch.targets is not None
         assert batch.images.shape[-2] % 32 == 0 and batch.images.shape[-1] % 32 == 0
@@ -64,6 +72,31 @@ def test_crowd_regions_and_large_ids_of_coco() -> None:
         1,
     )
     assert (report["splits"]["val"]["images"], report["splits"]["val"]["objects"]) == (10, 61)
+
+
+def test_boxes_of_bccd() -> None:
+    report = check_dataset(configured("bccd"), str(DATA), progress=False)
+    assert report["modes"] == ["detection"] and report["warnings"] == {}
+    assert [report["splits"][split]["objects"] for split in ("train", "val", "test")] == [2804, 1137, 945]
+
+
+@pytest.mark.parametrize("name", ["bccd", "coco_tiny"])
+def test_truths_of_detection_are_what_pycocotools_reads(name: str) -> None:
+    dataset = configured(name)
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = COCO(str(DATA / str(dataset.test.annotations)))
+    catalog = load_catalog(dataset, str(DATA), "detection")
+    reader = open_dataset(dataset, "test", catalog, "detection", str(DATA))
+    for index, image_id in enumerate(reader.image_ids):
+        target = reader.read(index).target
+        wanted = reference.loadAnns(reference.getAnnIds(imgIds=[image_id]))
+        found = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in target.boxes.tolist()]
+        assert [catalog.categories[label].id for label in target.labels.tolist()] == [w["category_id"] for w in wanted]
+        assert [side for box in found for side in box] == pytest.approx(
+            [s for w in wanted for s in w["bbox"]], abs=1e-9
+        )
+        assert target.areas.tolist() == [w["area"] for w in wanted]
+        assert target.iscrowd.tolist() == [bool(w["iscrowd"]) for w in wanted]
 
 
 def test_frame_without_void_keeps_all_classes() -> None:
