@@ -169,7 +169,7 @@ CASES = [
         SPEC,
         f"{EXPERIMENT}: 2 mistakes",
         ("train.num_epochs", "input_width is 100", "multiple of 32"),
-        (recipe({"train": {"num_epochs": 0}, "export": {"input_width": 100}}),),
+        (recipe({"train": {"num_epochs": -1}, "export": {"input_width": 100}}),),
         lines=3,
     ),
     Case(
