@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +48,23 @@ def detectron2_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
+def save(state: dict[str, Tensor], naming: str, folder: Path) -> Path:
+    if naming == "torchvision":
+        torch.save(state, folder / "weights.pth")
+        return folder / "weights.pth"
+    arrays = {name: value.numpy() for name, value in detectron2_names(state).items()}
+    content = {"model": arrays, "__author__": "torchvision", "matching_heuristics": True}
+    (folder / "weights.pkl").write_bytes(pickle.dumps(content))
+    return folder / "weights.pkl"
+
+
 @pytest.mark.parametrize("naming", ["torchvision", "detectron2"])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 @torch.no_grad()
 def test_resnet_of_torchvision_and_detectron2(name: str, naming: str, tmp_path: Path):
     model = noisy(getattr(torchvision.models, name)())
-    state = model.state_dict() if naming == "torchvision" else detectron2_names(model.state_dict())
-    torch.save({"model": state} if naming == "detectron2" else state, tmp_path / "weights.pth")
-    for found, expected in zip(build(name, tmp_path / "weights.pth")(IMAGES), torchvision_maps(model), strict=True):
+    path = save(model.state_dict(), naming, tmp_path)
+    for found, expected in zip(build(name, path)(IMAGES), torchvision_maps(model), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
