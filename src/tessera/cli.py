@@ -239,6 +239,46 @@ def infer(
     infer(predictor, spec, _folder(experiment) / _name("inference", runtime, precision), images)
 
 
+@app.command("import")
+def import_weights(
+    experiment: Experiment,
+    file: Annotated[Path, typer.Argument(help="Published checkpoint, or a folder of the transformers library.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="pretrained/<experiment>.pth")] = None,
+    reset_heads: Annotated[
+        bool, typer.Option(help="Class heads start afresh, for a dataset of other classes.")
+    ] = False,
+    classes_by_id: Annotated[
+        bool, typer.Option(help="Take the rows of the class heads that have the numbers of the dataset's category ids.")
+    ] = False,
+    verbose: Annotated[bool, typer.Option(help="List every tensor with its name there and here.")] = False,
+    data_root: DataRoot = None,
+    log: Log = None,
+) -> None:
+    """Make a file for train.pretrained_model_path of a published checkpoint, every tensor accounted for."""
+    from tessera.data.catalog import load_catalog
+    from tessera.files import digest_file
+    from tessera.models import build_model
+    from tessera.models.artifact import save_model
+    from tessera.models.published import weights_file
+    from tessera.models.published.importing import take_over
+    from tessera.provenance import Header
+    from tessera.spec.compose import load_grid
+
+    _start_log(log)
+    if reset_heads and classes_by_id:
+        raise UserError("--reset-heads and --classes-by-id: choose one of them")
+    spec = load_grid(data_root=data_root).resolve(experiment, overrides or ()).spec
+    catalog = load_catalog(spec.dataset, spec.data_root, spec.model.mode)
+    network = build_model(spec.model, catalog, spec.postprocess, load_pretrained=False).network
+    imported = take_over(file, network, spec.model, catalog, reset_heads, classes_by_id)
+    source = {"form": imported.form.title, "sha256": digest_file(weights_file(file))}
+    path = out or Path("pretrained") / f"{experiment}.pth"
+    save_model(path, imported.state, Header("import", experiment, spec, source, catalog))
+    print(imported.describe(verbose))
+    print(f"wrote {path}: set train.pretrained_model_path to it")
+
+
 @app.command()
 def compare(table: str, data_root: DataRoot = None, log: Log = None) -> None:
     """Write results/tables/<table>.{csv,md,tex} from the evaluations that config/config.yaml lists for it."""

@@ -168,6 +168,35 @@ def test_data_files_of_splits(tmp_path: Path, dataset: DatasetSpec) -> None:
     assert [path.name for path in data_files(dataset, "x", ("test",))] == ["labels.json", "test.json"]
 
 
+def test_weights_to_start_from_count_by_content(tmp_path: Path) -> None:
+    """Another file under the same name trains again; one that is not there yet does not stop the planning."""
+    path = tmp_path / "weights.pth"
+    changes: list[dict[str, Any]] = [
+        {"train": {"pretrained_model_path": str(path)}},
+        {"model": {"backbone": {"pretrained": str(path)}}},
+    ]
+    for sections in changes:
+        key = "train.pretrained_model_path" if "train" in sections else "model.backbone.pretrained"
+        spec = make_spec(**sections)
+        assert lineage(spec, "train")["weights"] == {key: "missing"}
+        digests = [resume_digest(spec)]
+        for text in ("one", "other", "one"):
+            path.write_text(text)
+            assert {step for step in STEPS if "weights" in lineage(spec, *step)} == set(STEPS)
+            digests.append(resume_digest(spec))
+        assert digests[1] == digests[3] and len(set(digests)) == 3
+        path.unlink()
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    spec = make_spec(model={"backbone": {"pretrained": str(folder)}})
+    (folder / "model.safetensors").write_text("one")
+    before = lineage_digest(spec, "train")
+    (folder / "model.safetensors").write_text("other")
+    assert lineage_digest(spec, "train") != before
+    assert "weights" not in lineage(make_spec(), "train")
+    assert "weights" not in lineage(make_spec(model={"backbone": {"pretrained": "timm"}}), "train")
+
+
 RESUMES = {
     "more epochs": ({"num_epochs": 99}, True),
     "explicit checkpoint": ({"resume_training_checkpoint_path": "x.pth"}, True),

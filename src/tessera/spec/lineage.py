@@ -124,7 +124,7 @@ def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
 
 
 def _weights(spec: Spec) -> dict[str, str]:
-    """Digests of the files of weights that training starts from; one that does not exist yet is ``missing``, and training reports it."""
+    """Digests of the files of weights that training starts from; ``missing`` and ``unreadable`` ones are reported by training."""
     paths = {"train.pretrained_model_path": spec.train.pretrained_model_path}
     if spec.model.backbone.pretrained != "timm":
         paths["model.backbone.pretrained"] = spec.model.backbone.pretrained
@@ -133,9 +133,12 @@ def _weights(spec: Spec) -> dict[str, str]:
 
 def _content_digest(path: Path) -> str:
     """Of a file, or of the files of a folder."""
-    if not path.is_dir():
-        return _file_digest(path, *_stamp(path))
-    files = {file.name: _file_digest(file, *_stamp(file)) for file in sorted(path.iterdir()) if file.is_file()}
+    try:
+        if not path.is_dir():
+            return _file_digest(path, *_stamp(path))
+        files = {file.name: _file_digest(file, *_stamp(file)) for file in sorted(path.iterdir()) if file.is_file()}
+    except PermissionError:
+        return "unreadable"
     return digest_text(canonical_json(files))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from tessera.data.catalog import load_catalog
 from tessera.files import UserError, write_json, write_text
@@ -27,17 +28,21 @@ from tessera.training.module import to_device
 from tessera.training.plan import Plan, find_checkpoint
 from tessera.training.state import METRIC, State, metrics_csv
 from tessera.training.validation import Validation
-from tessera.training.weights import count_parameters, freeze
+from tessera.training.weights import count_parameters, describe, freeze, load_matching
 
 
 def train(spec: Spec, experiment: str, results: Path, checkpoints: Path) -> None:
     """Trains, or continues below ``checkpoints``, and at the end writes three files into ``results``, the experiment's folder.
 
-    Where the training is already finished, only the files are written again. After Ctrl-C or SIGTERM the state is saved and
-    SystemExit 130 or 143 leaves. Raises UserError for what the user can mend.
+    Where the training is already finished, or ``train.num_epochs`` is 0, only the files are written. After Ctrl-C or SIGTERM the state
+    is saved and SystemExit 130 or 143 leaves. Raises UserError for what the user can mend.
     """
     hardware = choose(spec.train)
     rank = external_rank(hardware.world_size)
+    if spec.train.num_epochs == 0:
+        if not rank:
+            _take_over(spec, experiment, results)
+        return
     if hardware.nodes > 1 and rank is None:
         raise UserError(
             f"train.num_nodes={hardware.nodes}: start one process per GPU on every machine by `srun --ntasks={hardware.world_size}` or "
@@ -61,6 +66,23 @@ def train(spec: Spec, experiment: str, results: Path, checkpoints: Path) -> None
             _export(spec, experiment, results, plan, catalog)
 
 
+def _take_over(spec: Spec, experiment: str, results: Path) -> None:
+    """The pretrained weights as they are. Raises UserError where one of the network's tensors is not among them."""
+    catalog = load_catalog(spec.dataset, spec.data_root, spec.model.mode)
+    model = build_model(spec.model, catalog, PostprocessSpec(), load_pretrained=False)
+    assert spec.train.pretrained_model_path is not None  # held by spec/checks.py
+    path = Path(spec.train.pretrained_model_path)
+    report = load_matching(model.network, path)
+    if report["missing"] or report["other_shape"]:
+        raise UserError(
+            f"{path}: does not hold all weights of {spec.model.name}, which train.num_epochs=0 takes as they are; train, or import a file "
+            f"that fits (tessera import)\n{describe(report)}"
+        )
+    say(describe(report))
+    freeze(model.network, spec.train.freeze)
+    _write(spec, experiment, results, catalog, State(report=report), model.network, model.network.state_dict())
+
+
 def _export(spec: Spec, experiment: str, results: Path, plan: Plan, catalog: ClassCatalog) -> None:
     """From the last checkpoint alone, so that a resumed and an uninterrupted training write the same."""
     checkpoint = find_checkpoint(spec, plan)
@@ -79,7 +101,20 @@ def _export(spec: Spec, experiment: str, results: Path, plan: Plan, catalog: Cla
         state.record(row)
         if state.consider(f"val_{METRIC[spec.model.mode]}", row, spec.train.num_epochs):
             weights = checkpoint["network"]
+    _write(spec, experiment, results, catalog, state, model.network, weights)
+
+
+def _write(
+    spec: Spec,
+    experiment: str,
+    results: Path,
+    catalog: ClassCatalog,
+    state: State,
+    network: nn.Module,
+    weights: dict[str, torch.Tensor],
+) -> None:
     header = Header("train", experiment, spec, lineage(spec, "train"), catalog)
+    last = state.rows[-1] if state.rows else {}
     report: dict[str, Any] = {
         "experiment": experiment,
         "epochs": spec.train.num_epochs,
@@ -88,9 +123,9 @@ def _export(spec: Spec, experiment: str, results: Path, plan: Plan, catalog: Cla
         "seconds": round(state.seconds, 1),
         "best": state.best,
         "weights": spec.train.select,
-        "parameters": count_parameters(model.network),
+        "parameters": count_parameters(network),
         "fine_tuning": state.report,
-        "last": {name: value for name, value in state.rows[-1].items() if math.isfinite(value)},
+        "last": {name: value for name, value in last.items() if math.isfinite(value)},
         "facts": header.facts,
         "lineage": header.lineage,
     }

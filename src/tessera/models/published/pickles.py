@@ -37,8 +37,7 @@ class _Type:
     def numpy(self) -> np.dtype[Any]:
         if self.name not in TYPES:
             raise _RefusedError(f"an array of type {self.name[:40]!r}, expected one of {', '.join(TYPES)}")
-        order = self.order if self.order in ("<", ">") else "="
-        return np.dtype(self.name).newbyteorder(order)
+        return np.dtype(self.name).newbyteorder(">" if self.order == ">" else "<")
 
 
 @dataclass
