@@ -1,8 +1,6 @@
-"""Post-processing equals upstream's formulas written out one query at a time, and the transformers library where it defines the same."""
+"""Post-processing equals upstream's formulas written out one query at a time."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -136,66 +134,3 @@ def test_large_images_need_little_memory():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     postprocess(outputs, [tiny.meta((1000, 1000), (256, 256))], (256, 256))
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20 < 1.5  # GiB
-
-
-@pytest.fixture
-def processor():
-    return pytest.importorskip("transformers").Mask2FormerImageProcessor()
-
-
-def confident_outputs() -> dict[str, Tensor]:
-    """Ground everywhere and discs on it, at 96 x 96: certain classes and clear masks, where both libraries define the same."""
-    torch.manual_seed(0)
-    y, x = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
-    centres = torch.tensor([[20.0, 20.0], [60.0, 30.0], [40.0, 70.0], [75.0, 75.0]])
-    discs = [14 - ((y - cy) ** 2 + (x - cx) ** 2).sqrt() for cy, cx in centres]
-    ground = 1 + 0.02 * torch.rand(96, 96)
-    masks = torch.stack([ground, *discs])
-    logits = torch.full((5, 6), -15.0)
-    logits[torch.arange(5), torch.tensor([4, 0, 1, 2, 0])] = 15.0
-    return {"pred_logits": logits[None], "pred_masks": masks[None]}
-
-
-def at_384(outputs: dict[str, Tensor], **spec: object) -> Predictions:
-    postprocess = MaskPostprocess("panoptic", tiny.CATALOG, PostprocessSpec(**spec))
-    (found,) = postprocess(outputs, [tiny.meta((384, 384), (384, 384))], (384, 384))
-    return found
-
-
-def theirs(outputs: dict[str, Tensor]) -> SimpleNamespace:
-    return SimpleNamespace(class_queries_logits=outputs["pred_logits"], masks_queries_logits=outputs["pred_masks"])
-
-
-def test_same_as_transformers(processor):
-    for outputs in (random_outputs(), confident_outputs()):
-        found = at_384(outputs, test_topk_per_image=outputs["pred_logits"].shape[1])
-        (semantic,) = processor.post_process_semantic_segmentation(theirs(outputs), target_sizes=[(384, 384)])
-        assert found.semantic is not None and (found.semantic != semantic).float().mean() < 1e-4
-        (instances,) = processor.post_process_instance_segmentation(
-            theirs(outputs), threshold=0.0, return_binary_maps=True
-        )
-        expected = {
-            (info["label_id"], mask.bool().numpy().tobytes()): info["score"]
-            for info, mask in zip(instances["segments_info"], instances["segmentation"], strict=True)
-            if info["label_id"] in THINGS
-        }
-        assert found.instances is not None and found.instances.masks is not None
-        own = zip(found.instances.labels.tolist(), found.instances.masks, found.instances.scores.tolist(), strict=True)
-        scores = {(label, mask.numpy().tobytes()): score for label, mask, score in own}
-        assert scores == pytest.approx(expected, abs=1e-5)
-
-
-def test_same_panoptic_as_transformers(processor):
-    outputs = confident_outputs()
-    found = at_384(outputs, object_mask_threshold=0.8, overlap_threshold=0.8).panoptic
-    (panoptic,) = processor.post_process_panoptic_segmentation(
-        theirs(outputs), threshold=0.8, overlap_mask_area_threshold=0.6, label_ids_to_fuse={3, 4}
-    )
-    assert found is not None and len(panoptic["segments_info"]) >= 4
-    by_label = {info["id"]: info["label_id"] for info in panoptic["segments_info"]}
-    ours = {segment.id: segment.label for segment in found.segments}
-    for segment in found.segments:
-        mask = found.ids == segment.id
-        (their_id,) = panoptic["segmentation"][mask].unique().tolist()
-        assert by_label[int(their_id)] == ours[segment.id]
-        assert torch.equal(panoptic["segmentation"] == their_id, mask)
