@@ -310,9 +310,7 @@ GRAPHS = [
     ),
     Case("graph-with-weights-elsewhere", ON_ONNX, GRAPH, ("cannot load it",), (graph(with_external_data),)),
     Case("graph-with-weights-elsewhere-for-precision", PRECISION, GRAPH, ("ONNX",), (graph(with_external_data),)),
-    Case(
-        "graph-with-another-input", ON_ONNX, GRAPH, ("pixels", "expected `images` of"), (graph(with_another_input),)
-    ),
+    Case("graph-with-another-input", ON_ONNX, GRAPH, ("pixels", "expected `images` of"), (graph(with_another_input),)),
     Case("half-graph-missing", f"{ON_ONNX} --precision fp16", f"{FOLDER}/model.fp16.onnx", ("no such file",)),
     Case("half-precision-of-pytorch", f"{EVALUATE} --precision fp16", "--precision fp16", ("--runtime onnx or trt",)),
     Case("engine-without-tensorrt", f"engine {EXPERIMENT}", f"{FOLDER}/model.engine", ("needs", "onnx_eval.json")),

@@ -266,6 +266,12 @@ def _train(spec: Spec) -> Iterator[tuple[str, str]]:
         yield "train.gpu_ids", f"a GPU is named twice: {spec.train.gpu_ids}"
     if spec.train.num_epochs == 0:
         if spec.train.pretrained_model_path is None:
-            yield "train.num_epochs", "0 takes the weights of train.pretrained_model_path as they are; set that, or train"
+            yield (
+                "train.num_epochs",
+                "0 takes the weights of train.pretrained_model_path as they are; set that, or train",
+            )
         if spec.train.resume_training_checkpoint_path is not None:
-            yield "train.resume_training_checkpoint_path", "there is nothing to resume with train.num_epochs=0; remove it"
+            yield (
+                "train.resume_training_checkpoint_path",
+                "there is nothing to resume with train.num_epochs=0; remove it",
+            )
