@@ -59,9 +59,9 @@ def reference(model_path: Path) -> Predictor:
 
 @pytest.fixture(scope="module")
 def free(model_path: Path) -> Path:
-    """Any task, batch and size."""
+    """Any task and batch."""
     path = model_path.with_name("model.onnx")
-    export(model_path, path, spec_of(dynamic_size=True), EXPERIMENT)
+    export(model_path, path, spec_of(), EXPERIMENT)
     return path
 
 
@@ -85,8 +85,15 @@ def test_the_task_is_an_input(free: Path, reference: Predictor) -> None:
     assert predictor.input_names == ("images", "task")
     assert predictor.tasks == reference.tasks == TASKS and predictor.mode == "panoptic"
     for task in TASKS:
-        for given in (batch(1), batch(3), batch(2, (96, 160))):
+        for given in (batch(1), batch(3)):
             assert_same(predictor, reference, task, given)
+
+
+@pytest.mark.slow
+def test_sizes_can_stay_free(model_path: Path, reference: Predictor, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    export(model_path, path, spec_of(dynamic_size=True), EXPERIMENT)
+    assert_same(load_predictor(path, device="cpu"), reference, "semantic", batch(2, (96, 160)))
 
 
 def test_every_part_comes_from_its_own_task(free: Path, reference: Predictor) -> None:
@@ -128,7 +135,7 @@ def test_the_text_encoder_stays_behind(free: Path, model_path: Path) -> None:
 
 def test_half_precision_keeps_the_task(free: Path, tmp_path: Path) -> None:
     """Token ids do not fit into fp16's 11 bits; the report compares with the fp32 graph."""
-    report = to_fp16(free, tmp_path / "model.fp16.onnx", spec_of(dynamic_size=True), EXPERIMENT)
+    report = to_fp16(free, tmp_path / "model.fp16.onnx", spec_of(), EXPERIMENT)
     for name, difference in report["difference_on_generated_image"].items():
         assert difference["share_of_std"] < 0.05, name
     graph = onnx.load(tmp_path / "model.fp16.onnx")
