@@ -26,7 +26,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "loss": {"train_num_points": 64},
     },
     "deformable_detr_resnet18": {
-        "hidden_dim": 32,
+        "hidden_dim": 64,
         "nheads": 2,
         "enc_layers": 1,
         "dec_layers": 1,
