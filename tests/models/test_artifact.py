@@ -14,7 +14,7 @@ from tessera.models.artifact import load_model, save_model
 from tessera.models.base import Model, Network
 from tessera.provenance import Header
 from tessera.spec.lineage import lineage
-from tessera.spec.schema import PostprocessSpec, Spec
+from tessera.spec.schema import Mask2FormerExperiment, PostprocessSpec
 from tessera.structures import Category, ClassCatalog
 
 CATALOG = ClassCatalog((Category(1, "disc", (255, 0, 0), True), Category(7, "grass", (0, 255, 0), False)))
@@ -40,7 +40,7 @@ def built(monkeypatch):
 
 
 def make_header(**changes):
-    spec = Spec(postprocess=PostprocessSpec(overlap_threshold=0.25))
+    spec = Mask2FormerExperiment(postprocess=PostprocessSpec(overlap_threshold=0.25))
     return replace(Header("train", "tiny", spec, lineage(spec, "train"), CATALOG, facts={"commit": None}), **changes)
 
 
@@ -75,7 +75,7 @@ def cut_off(path):
 
 
 def flip_a_bit(path):
-    save_model(path, {"weight": torch.zeros(1000)}, make_header())
+    save_model(path, {"weight": torch.zeros(100_000)}, make_header())
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 import torch
 
@@ -64,7 +62,7 @@ def scenes(mode: Mode) -> Batch:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", get_args(Mode))
+@pytest.mark.parametrize("mode", Mask2FormerSpec.modes)
 def test_learns_eight_scenes_by_heart(mode: Mode):
     torch.manual_seed(0)
     batch = scenes(mode)
