@@ -2,6 +2,6 @@
 # Runs in the project folder inside the new conda environment. Snakemake copies environment definitions elsewhere, so that a relative
 # `-r tessera.lock` in tessera.yaml would not be found; the digest (written by `make lock`) makes a new lock a new environment.
 set -euo pipefail
-echo "4927e014ef53080efecbea502059eac330469a9531e403c36c8f3f05fba17445  envs/tessera.lock" | sha256sum --check --quiet
+echo "ce4882a507343dc9a593ad90dbfad2f23649ce0204a6aea7fc2ea558a0861bc7  envs/tessera.lock" | sha256sum --check --quiet
 python -m pip install --require-hashes --requirement envs/tessera.lock
 python -m pip install --no-deps --no-build-isolation --editable .
