@@ -18,7 +18,9 @@ DEMO := results/mask2former_swin
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-annotate --custom-compile-command "make lock" $(LOCKFLAGS)
 
-.PHONY: demo test lint lock unlock clean
+PACKAGES := slurm-wlm munge chromium texlive-latex-recommended poppler-utils
+
+.PHONY: demo test packages lint lock unlock clean
 
 demo: .venv/.run
 	snakemake --cores $(CORES) $(DEMO)/eval.json $(DEMO)/onnx_eval.json $(DEMO)/inference/index.json results/tables/demo.md
@@ -29,6 +31,12 @@ demo: .venv/.run
 
 test: .venv/.dev
 	pytest --numprocesses $(TESTERS) --dist loadfile $(PYTEST)
+
+# Debian's: a real SLURM, a browser for the report, LaTeX for the tables. Without them their tests are left out.
+packages:
+	@test "$$(id -u)" = 0 || { echo "packages: needs root" >&2; exit 1; }
+	command -v slurmctld munged chromium pdflatex pdftoppm >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+		apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; }
 
 lint: .venv/.dev
 	ruff check .
