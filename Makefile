@@ -35,7 +35,7 @@ test: .venv/.dev
 # Debian's: a real SLURM, a browser for the report, LaTeX for the tables. Without them their tests are left out.
 packages:
 	@test "$$(id -u)" = 0 || { echo "packages: needs root" >&2; exit 1; }
-	command -v slurmctld munged chromium pdflatex pdftoppm >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	dpkg -s $(PACKAGES) >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 		apt-get install -y -qq --no-install-recommends $(PACKAGES) >/dev/null; }
 
 lint: .venv/.dev
