@@ -30,7 +30,12 @@ class Evaluation(BaseModel):
     images: int = Field(ge=1)
     metrics: dict[str, float | None] = Field(min_length=1)
     """Fractions; None where the images hold nothing to measure."""
+    per_class: list[dict[str, Any]]
+    seconds: float = Field(gt=0)
+    """Of the whole evaluation, loading included."""
     lineage: dict[str, Any]
+    facts: dict[str, Any]
+    """See ``provenance.collect``."""
 
 
 def read_evaluation(path: Path) -> Evaluation:
@@ -77,10 +82,15 @@ def _read_expected(grid: Grid, results: Path, experiment: str, runtime: str, pre
         raise UserError(
             f"{path}: says it is of {' '.join(written)}, expected {' '.join(wanted)}; was it copied by hand?"
         )
-    changed = differences(found.lineage, lineage(grid.resolve(experiment).spec, "evaluate", runtime, precision))
+    require_lineage(path, found.lineage, lineage(grid.resolve(experiment).spec, "evaluate", runtime, precision))
+    return found
+
+
+def require_lineage(path: Path, found: Any, expected: dict[str, Any]) -> None:
+    """Raises UserError unless the file at ``path`` was made from exactly the present spec."""
+    changed = differences(found, expected)
     if changed:
         lines = "\n  ".join(changed[:20])
         raise UserError(
             f"{path}: was made from another spec than the present one; make it again with `snakemake --cores 2 {path}`\n  {lines}"
         )
-    return found
