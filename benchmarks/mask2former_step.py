@@ -25,7 +25,7 @@ from torch import Tensor
 
 from tessera.models import build_model
 from tessera.models.published import load_strictly, mask2former
-from tessera.ops.boxes import masks_to_xyxy
+from tessera.ops.masks import masks_to_boxes
 from tessera.spec.networks import BackboneSpec, Mask2FormerSpec
 from tessera.structures import Category, ClassCatalog, ImageMeta, Target
 
@@ -72,7 +72,7 @@ def ours() -> tuple[Callable[[], None], Callable[[], None]]:
     load_strictly(model.network, mask2former.rename(published().state_dict()), "transformers' weights")
     images, masks, labels = scenes()
     targets = [
-        Target(label, mask, masks_to_xyxy(mask), torch.zeros(OBJECTS, dtype=torch.bool), mask.sum((1, 2)).double())
+        Target(label, mask, masks_to_boxes(mask), torch.zeros(OBJECTS, dtype=torch.bool), mask.sum((1, 2)).double())
         for mask, label in zip(masks, labels, strict=True)
     ]
     metas = [ImageMeta(index, f"{index}", (SIZE, SIZE), (SIZE, SIZE)) for index in range(BATCH)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tessera.ops.boxes import masks_to_xyxy
+from tessera.ops.masks import masks_to_boxes
 from tessera.structures import IGNORE, Category, ClassCatalog, ImageMeta, Instances, Panoptic, Segment, Target
 
 
@@ -41,7 +41,7 @@ def make_target(labels: Tensor, masks: Tensor, iscrowd: Tensor | None = None) ->
     return Target(
         labels=labels,
         masks=masks,
-        boxes=masks_to_xyxy(masks),
+        boxes=masks_to_boxes(masks),
         iscrowd=torch.zeros(len(labels), dtype=torch.bool) if iscrowd is None else iscrowd,
         areas=masks.sum((1, 2)).double(),
         semantic=semantic,
@@ -91,7 +91,7 @@ def disturbed_instances(truth: Target, catalog: ClassCatalog, generator: torch.G
     scores = torch.randint(1, 8, (len(masks),), generator=generator) / 8
     order = scores.argsort(descending=True, stable=True)
     return Instances(
-        scores[order], torch.tensor(labels, dtype=torch.int64)[order], masks_to_xyxy(stacked)[order], stacked[order]
+        scores[order], torch.tensor(labels, dtype=torch.int64)[order], masks_to_boxes(stacked)[order], stacked[order]
     )
 
 

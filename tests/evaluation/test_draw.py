@@ -11,7 +11,7 @@ from tessera.evaluation.draw import (
     draw_truth,
     side_by_side,
 )
-from tessera.ops.boxes import masks_to_xyxy
+from tessera.ops.masks import masks_to_boxes
 from tessera.structures import Category, ClassCatalog, Instances, Panoptic, Predictions, Segment
 from tests.evaluation.scenes import make_meta, make_target
 
@@ -50,7 +50,7 @@ def test_semantic_uses_the_label_maps_colours_and_leaves_ignored_pixels(opacity)
 
 def test_small_masks_stay_visible_inside_large_ones():
     masks = torch.stack([rectangle(250, 450, 350, 550), rectangle(0, 0, 600, 1000)])
-    instances = Instances(torch.tensor([0.9, 0.8]), torch.tensor([0, 0]), masks_to_xyxy(masks), masks)
+    instances = Instances(torch.tensor([0.9, 0.8]), torch.tensor([0, 0]), masks_to_boxes(masks), masks)
     picture = draw_instances(GRAY, instances, CATALOG, opacity=1.0)
     assert pixel(picture, 300, 500) == RED
     assert pixel(picture, 500, 500) == shade(RED, 1) != RED, "objects of one class differ in shade"
@@ -58,7 +58,7 @@ def test_small_masks_stay_visible_inside_large_ones():
 
 def test_instances_below_the_threshold_are_not_drawn():
     masks = torch.stack([rectangle(100, 100, 200, 200), rectangle(400, 600, 500, 700)])
-    instances = Instances(torch.tensor([0.9, 0.4]), torch.tensor([0, 0]), masks_to_xyxy(masks), masks)
+    instances = Instances(torch.tensor([0.9, 0.4]), torch.tensor([0, 0]), masks_to_boxes(masks), masks)
     picture = draw_instances(GRAY, instances, CATALOG, score_threshold=0.5)
     assert pixel(picture, 150, 150) != (128, 128, 128)
     assert np.array_equal(np.asarray(picture)[380:520, 560:720], np.full((140, 160, 3), 128))
@@ -114,7 +114,7 @@ def test_small_images_are_enlarged_by_a_whole_factor():
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (2000, 3)])
 def test_extreme_sizes_can_be_drawn(size):
     mask = torch.ones(1, *size, dtype=torch.bool)
-    instances = Instances(torch.tensor([0.9]), torch.tensor([0]), masks_to_xyxy(mask), mask)
+    instances = Instances(torch.tensor([0.9]), torch.tensor([0]), masks_to_boxes(mask), mask)
     picture = draw_instances(torch.zeros(3, *size, dtype=torch.uint8), instances, CATALOG, 1.0)
     assert picture.width % size[1] == 0 and picture.height % size[0] == 0
 

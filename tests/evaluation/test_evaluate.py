@@ -7,7 +7,7 @@ import torch
 from tessera.evaluation.evaluate import Evaluator, evaluate
 from tessera.evaluation.predictions import read_predictions
 from tessera.files import UserError
-from tessera.ops.boxes import masks_to_xyxy
+from tessera.ops.masks import masks_to_boxes
 from tessera.spec.schema import Spec
 from tessera.structures import Batch, Instances, Panoptic, Predictions, Segment
 from tests.evaluation.scenes import (
@@ -64,7 +64,7 @@ def perfect(truths):
     for number, truth in enumerate(truths, 1):
         things = torch.isin(truth.labels, torch.tensor(CATALOG.thing_ids))
         masks = truth.masks[things]
-        instances = Instances(torch.ones(len(masks)), truth.labels[things], masks_to_xyxy(masks), masks)
+        instances = Instances(torch.ones(len(masks)), truth.labels[things], masks_to_boxes(masks), masks)
         ids = torch.zeros(truth.masks.shape[1:], dtype=torch.int32)
         for index, mask in enumerate(truth.masks, 1):
             ids[mask] = index

@@ -7,7 +7,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from tessera.evaluation.instance import NAMES, InstanceMetric
-from tessera.ops.boxes import masks_to_xyxy
+from tessera.ops.masks import masks_to_boxes
 from tessera.ops.rle import encode_masks
 from tessera.structures import Instances, Target
 from tests.evaluation.scenes import disturbed_instances, make_catalog, make_meta, make_target, random_target
@@ -117,7 +117,7 @@ def test_equals_pycocotools_with_more_than_a_hundred_predictions():
     (prediction, truth), *_ = scenes(2, catalog, counts=(12,))
     copies = prediction.masks.repeat(20, 1, 1)[:150]
     scores = torch.rand(len(copies), generator=generator).sort(descending=True).values
-    crowded = Instances(scores, torch.zeros(len(copies), dtype=torch.int64), masks_to_xyxy(copies), copies)
+    crowded = Instances(scores, torch.zeros(len(copies), dtype=torch.int64), masks_to_boxes(copies), copies)
     assert len(copies) > 100
     assert_equal_to_reference([(crowded, truth)], catalog)
 
@@ -149,7 +149,7 @@ def square(top, left, side, size=(64, 64)):
 
 
 def one(mask, score=0.9):
-    return Instances(torch.tensor([score]), torch.tensor([0]), masks_to_xyxy(mask), mask)
+    return Instances(torch.tensor([score]), torch.tensor([0]), masks_to_boxes(mask), mask)
 
 
 def test_the_first_object_of_all_can_be_found():

@@ -8,7 +8,7 @@ import torch
 from tessera.data.demo import CATALOG, generate_scene
 from tessera.evaluation.evaluate import evaluate
 from tessera.models import build_model
-from tessera.ops.boxes import masks_to_xyxy
+from tessera.ops.masks import masks_to_boxes
 from tessera.spec.networks import (
     BackboneSpec,
     Mask2FormerSpec,
@@ -51,7 +51,7 @@ def scenes(mode: Mode) -> Batch:
             Target(
                 labels=torch.tensor([label - 1 for label, _ in segments]),
                 masks=masks,
-                boxes=masks_to_xyxy(masks),
+                boxes=masks_to_boxes(masks),
                 iscrowd=torch.zeros(len(segments), dtype=torch.bool),
                 areas=masks.flatten(1).sum(1).double(),
                 semantic=torch.where(semantic == 0, IGNORE, semantic - 1).to(torch.uint8),

@@ -31,6 +31,14 @@ def test_boxes_against_the_obvious_way() -> None:
     assert masks_to_boxes(torch.zeros(0, 5, 5, dtype=torch.bool)).shape == (0, 4)
 
 
+def test_boxes_are_tight_with_the_far_edge_exclusive() -> None:
+    masks = torch.zeros(4, 6, 9, dtype=torch.bool)
+    masks[0, 2, 3] = True  # one pixel
+    masks[1, 1:4, 0:9] = True  # touches both sides
+    masks[2, 0, 0] = masks[2, 5, 7] = True  # two far pixels
+    assert masks_to_boxes(masks).tolist() == [[3, 2, 4, 3], [0, 1, 9, 4], [0, 0, 8, 6], [0, 0, 0, 0]]
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 40), st.integers(1, 40))
 def test_run_lengths_come_back(seed: int, height: int, width: int) -> None:

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tessera.evaluation.canvas import Canvas, font, largest_part, shade
-from tessera.ops.boxes import masks_to_xyxy
+from tessera.ops.masks import masks_to_boxes
 from tessera.spec.networks import Mode
 from tessera.structures import IGNORE, ClassCatalog, Instances, Panoptic, Predictions, Target
 
@@ -75,7 +75,7 @@ def draw_panoptic(
         mask.copy_(panoptic.ids == segment.id)
     labels = [segment.label for segment in segments]
     scores = [segment.score if catalog.categories[segment.label].isthing else None for segment in segments]
-    _draw_objects(canvas, labels, masks, masks_to_xyxy(masks), catalog, opacity, scores)
+    _draw_objects(canvas, labels, masks, masks_to_boxes(masks), catalog, opacity, scores)
     return canvas.finish()
 
 

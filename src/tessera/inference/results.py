@@ -28,7 +28,7 @@ from tessera.evaluation.progress import track
 from tessera.files import UserError, atomic_folder, write_json, write_text
 from tessera.inference.predictor import Predictor
 from tessera.inference.sources import ImageSource, list_images, number_files, open_source, safe_name
-from tessera.ops.boxes import masks_to_xyxy
+from tessera.ops.masks import masks_to_boxes
 from tessera.ops.rle import encode_masks
 from tessera.spec.lineage import lineage
 from tessera.spec.networks import Mode
@@ -230,7 +230,7 @@ def segments_info(panoptic: Panoptic, catalog: ClassCatalog) -> list[dict[str, A
                 "isthing": int(category.isthing),
                 "score": segment.score,
                 "area": int(mask.sum()),
-                "bbox": _xywh(masks_to_xyxy(mask[None])[0]),
+                "bbox": _xywh(masks_to_boxes(mask[None])[0]),
                 "iscrowd": 0,
             }
         )

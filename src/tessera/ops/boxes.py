@@ -28,19 +28,3 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """(N, 4) corner boxes cut at the edges of an image of (height, width) ``size``, in float32; what lies outside loses its area."""
     height, width = size
     return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height])).to(torch.float32)
-
-
-def masks_to_xyxy(masks: Tensor) -> Tensor:
-    """(N, H, W) bool to (N, 4) float32 pixel boxes, tight around the mask; an empty mask gives zeros."""
-    height, width = masks.shape[-2:]
-    x1, x2 = _extent(masks.any(dim=1), width)
-    y1, y2 = _extent(masks.any(dim=2), height)
-    return torch.stack((x1, y1, x2, y2), dim=-1)
-
-
-def _extent(occupied: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """First and one past the last True of every row of (N, size) bool; zeros where there is none."""
-    places = torch.arange(size, device=occupied.device, dtype=torch.float32)
-    first = torch.where(occupied, places, float(size)).amin(dim=1)
-    last = torch.where(occupied, places + 1, 0.0).amax(dim=1)
-    return torch.minimum(first, last), last

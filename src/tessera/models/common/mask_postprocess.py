@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tessera.models.common.resizing import to_original
-from tessera.ops.boxes import masks_to_xyxy
+from tessera.ops.masks import masks_to_boxes
 from tessera.spec.networks import Mode
 from tessera.spec.schema import PostprocessSpec
 from tessera.structures import ClassCatalog, ImageMeta, Instances, Panoptic, Predictions, Segment
@@ -116,7 +116,7 @@ def instances(probabilities: Tensor, masks: Masks, things: tuple[int, ...], topk
         inside = torch.gt(logits, 0, out=binary[place])
         share = logits.sigmoid_().mul_(inside).flatten(1).sum(1)
         quality[place] = share / (inside.flatten(1).sum(1) + 1e-6)
-    boxes = masks_to_xyxy(binary)
+    boxes = masks_to_boxes(binary)
     scores = scores * quality[which]
     order = scores.argsort(descending=True, stable=True)
     order = order[quality[which[order]] > 0]
