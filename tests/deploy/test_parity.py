@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tessera.deploy.parity import ParityError, check_parity
+from tessera.deploy.parity import Comparison, ParityError, check_parity
 from tessera.files import UserError
 from tessera.inference import load_predictor
 from tessera.inference.predictor import Predictor
@@ -105,6 +105,15 @@ def test_numbers_equal_their_definitions() -> None:
     decisions = (expected["pred_masks"] > 0) == (torch.cat([k["pred_masks"] for k in kept]) > 0)
     assert report["pred_masks"]["agreement"] == pytest.approx(decisions.double().mean().item())
     assert report["pred_masks"]["agreement"] < 1
+
+
+def test_the_class_of_a_pixel_is_decided_over_the_classes() -> None:
+    decided, otherwise = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 4)
+    decided[:, 0], otherwise[:, 0] = 1.0, 1.0
+    otherwise[:, 1, 0, 0] = 2.0
+    comparison = Comparison()
+    comparison.add({"logits": decided}, {"logits": otherwise})
+    assert comparison.to_json()["logits"]["agreement"] == pytest.approx(11 / 12)
 
 
 def masks(change: Callable[[Tensor], Tensor]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:

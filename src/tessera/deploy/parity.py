@@ -190,9 +190,10 @@ class Comparison:
 
 
 def _agreement(name: str, reference: Tensor, candidate: Tensor) -> Tensor | None:
-    """True where both decide alike: the best class of ``*logits``, inside or outside for ``*masks``."""
+    """True where both decide alike: the best class of ``*logits``, (B, Q, C) or (B, C, H, W); inside or outside for ``*masks``."""
     if name.endswith("logits"):
-        return reference.argmax(-1) == candidate.argmax(-1)
+        classes = 1 if reference.dim() == 4 else -1
+        return reference.argmax(classes) == candidate.argmax(classes)
     if name.endswith("masks"):
         return (reference > 0) == (candidate > 0)
     return None
