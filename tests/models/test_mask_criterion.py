@@ -80,6 +80,11 @@ def test_crowds_are_no_targets():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_nothing_to_find_costs_nothing_where_no_object_has_no_weight():
+    found = losses(outputs(layers=2), [tiny.target(0, SIZE), tiny.target(0, SIZE)], no_object_weight=0.0)
+    assert [value.item() for value in found.values()] == [0.0] * 6
+
+
 def test_a_perfect_prediction_costs_almost_nothing():
     torch.manual_seed(0)
     targets = [tiny.target(3, SIZE)]

@@ -198,6 +198,16 @@ def test_nothing_labelled_costs_nothing(kind: str):
     assert float(losses["loss_it"].detach()) == 0 and logits.grad is not None and not logits.grad.any()
 
 
+@pytest.mark.parametrize("ohem", [None, OhemSpec()])
+def test_a_batch_of_classes_without_weight_costs_nothing(ohem: OhemSpec | None):
+    logits, truth = torch.randn(2, CLASSES, 3, 4, requires_grad=True), targets()
+    for target in truth:
+        target.semantic[target.semantic != IGNORE] = 0
+    losses = criterion(class_weights=[0.0, 1.0, 1.0, 1.0, 1.0], ohem=ohem)({"logits": logits}, truth)
+    losses["loss_ce"].backward()
+    assert float(losses["loss_ce"].detach()) == 0 and not logits.grad.any()
+
+
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_partly_labelled_batch_and_half_precision_are_finite(kind: str):
     logits = (torch.randn(2, CLASSES, 3, 4) * 20).bfloat16().requires_grad_()

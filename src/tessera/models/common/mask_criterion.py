@@ -58,7 +58,9 @@ class MaskCriterion(nn.Module):
                 wanted[layer, image, queries] = labels[image][found]
         weights = self.class_weights.to(logits.device)
         each = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), weights, reduction="none")
-        return each.view(len(logits), -1).sum(1) / weights[wanted].flatten(1).sum(1)
+        total = weights[wanted].flatten(1).sum(1)
+        # Zero where nothing is matched and no-object has no weight.
+        return each.view(len(logits), -1).sum(1) / total.clamp(min=torch.finfo(total.dtype).tiny)
 
     def _mask_losses(self, masks: list[Tensor], wanted: list[Tensor], matches: Matches) -> dict[str, Tensor]:
         """(L,) each: sums over matched pairs divided by the mean number of targets per process."""

@@ -20,7 +20,7 @@ MULTICLASS = "multiclass"
 class SegmentationCriterion(nn.Module):
     """``criterion(outputs, targets)``: ``loss_<name>`` for every loss, and ``loss_<name>_<head>`` for every auxiliary head.
 
-    A batch without a labelled pixel has losses of zero.
+    A batch without a labelled pixel has losses of zero, and a cross-entropy of zero where the classes it counts have no weight.
     """
 
     class_weights: Tensor | None
@@ -79,12 +79,15 @@ def region_loss(
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, class_weights: Tensor | None, ohem: OhemSpec | None) -> Tensor:
-    """Mean over the labelled pixels, or over the hard ones among them, in which every pixel counts with the weight of its class.
+    """Mean over the labelled pixels, or over the hard ones among them, in which every pixel counts with the weight of its class; zero
+    where all of them have none.
 
     Logits (B, C, H, W), labels (B, H, W) with at least one labelled pixel.
     """
     labelled = labels != IGNORE
     counted = labelled if ohem is None else hard_pixels(logits.detach(), labels, ohem)
+    if class_weights is not None and not bool(class_weights[labels[counted]].any()):
+        return logits.sum() * 0
     return F.cross_entropy(logits, labels.masked_fill(~counted, IGNORE), class_weights, ignore_index=IGNORE)
 
 
