@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel
 
 from tessera.files import canonical_json, digest_file, digest_text
+from tessera.spec.dvc import raw_digest
 from tessera.spec.schema import DatasetSpec, Spec
 from tessera.spec.section import Section, inert_keys, is_inert
 from tessera.spec.sources import sources
@@ -80,6 +81,7 @@ def lineage(spec: Spec, verb: str, runtime: str = "torch", precision: str = "fp3
     for section in dict.fromkeys(section for stage in stages for section in STAGES[stage].sections):
         value = getattr(spec, section)
         found[section] = _live_keys(value) if isinstance(value, BaseModel) else value
+    del found["dataset"]["fetch"]  # Part of the data's digest.
     if spec.evaluate.split == "test" and any(STAGES[stage].reads_split for stage in stages):
         found["data"]["test"] = data_digest(spec.dataset, spec.data_root, ("test",))
     else:
@@ -144,6 +146,9 @@ def _content_digest(path: Path) -> str:
 
 SPLITS = ("train", "val", "test")
 
+GENERATED_ROOT = "data"
+"""Datasets that a rule makes lie in the project even when the data root is elsewhere, because that may be read-only."""
+
 
 def data_files(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SPLITS) -> list[Path]:
     """Label map and annotation files of the splits, sorted: what their digest is made from and what rules wait for."""
@@ -151,8 +156,8 @@ def data_files(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SPL
 
 
 def data_digest(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SPLITS) -> str:
-    """Digest of the label map and the annotation files of the splits; of the generator's keys for generated data, whose files may
-    not exist yet.
+    """Digest of the label map and the annotation files of the splits, and of what DVC recorded of their folders; of the generator's
+    keys for generated data, whose files may not exist yet.
 
     A file that does not exist counts as ``missing``: planning goes on and the check stage reports it.
     """
@@ -162,11 +167,43 @@ def data_digest(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SP
             if split not in splits:
                 del keys[f"{split}_images"]
         return digest_text(canonical_json(keys))[:16]
+    if dataset.fetch:
+        return _fetched_digest(dataset, splits)
     parts = {}
     for name in _data_names(dataset, data_root, splits):
         path = Path(data_root) / name
         parts[name] = _file_digest(path, *_stamp(path))
+    parts |= _recorded_by_dvc(dataset, data_root, splits)
     return digest_text(canonical_json(parts))[:16]
+
+
+def _recorded_by_dvc(dataset: DatasetSpec, data_root: str, splits: Sequence[str]) -> dict[str, str]:
+    """`.dvc` file -> its digest, for every path of the splits and every folder above it: so images count that nobody else digests."""
+    named: set[str | None] = {dataset.label_map}
+    for split in splits:
+        for source in sources(getattr(dataset, split), data_root):
+            named |= {source.annotations, source.images, source.panoptic}
+            if source.images is None or dataset.type == "mask_pairs":
+                # Pictures or masks that no key names lie anywhere beside the annotations.
+                folder = PurePosixPath(source.annotations).parent
+                named |= {str(folder / file.stem) for file in (Path(data_root) / folder).glob("*.dvc")}
+    places = {place for name in named if name for place in (PurePosixPath(name), *PurePosixPath(name).parents)}
+    found = {f"{place}.dvc": raw_digest(Path(data_root) / place) for place in places}
+    return {name: digest for name, digest in found.items() if digest is not None}
+
+
+def own_files(dataset: DatasetSpec, splits: Sequence[str] = SPLITS) -> list[Path]:
+    """Of a dataset with archives, the label map and annotation files that none of them brings."""
+    folders = [Path(GENERATED_ROOT) / dataset.name / folder for folder in dataset.fetch]
+    files = data_files(dataset, GENERATED_ROOT, splits)
+    return [path for path in files if not any(folder in path.parents for folder in folders)]
+
+
+def _fetched_digest(dataset: DatasetSpec, splits: Sequence[str]) -> str:
+    """Of the declared digests, since nothing may be there yet, and of the files that lie beside what is fetched."""
+    declared = {folder: archive.sha256 for folder, archive in dataset.fetch.items()}
+    beside = {str(path): _file_digest(path, *_stamp(path)) for path in own_files(dataset, splits)}
+    return digest_text(canonical_json({"fetch": declared, "files": beside}))[:16]
 
 
 def _data_names(dataset: DatasetSpec, data_root: str, splits: Sequence[str]) -> list[str]:

@@ -1,0 +1,81 @@
+"""Raw data that DVC tracks count with the digest that DVC recorded of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tessera.files import UserError
+from tessera.spec.dvc import raw_digest
+from tessera.spec.lineage import data_digest
+from tessera.spec.schema import DatasetSpec
+
+
+def track(path: Path, md5: str, **more: object) -> None:
+    """As `dvc add` would."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entry = {"md5": md5, "size": 12, "hash": "md5", "path": path.name, **more}
+    Path(f"{path}.dvc").write_text(yaml.safe_dump({"outs": [entry]}))
+
+
+def digest(root: Path, *splits: str, **changes: object) -> str:
+    split = {"images": "street/images", "annotations": "street/notes/train.json"}
+    test = {"images": "street/pictures", "annotations": "street/notes/test.json"}
+    values = {"type": "coco", "train": split, "test": test, **changes}
+    return data_digest(DatasetSpec.model_validate(values), str(root), splits or ("train", "val", "test"))
+
+
+def test_every_tracked_folder_that_a_split_lies_in_counts(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    digests = [digest(root)]
+    for place in ("street", "street/images", "street/notes/train.json", "."):
+        track(root if place == "." else root / place, "1" * 32)
+        digests.append(digest(root))
+        track(root if place == "." else root / place, "2" * 32)
+        digests.append(digest(root))
+    assert len(set(digests)) == 9
+    track(root / "other", "1" * 32)
+    track(root / "street/images/deeper", "1" * 32)
+    assert digest(root) == digests[-1]
+
+
+def test_a_folder_of_one_split_counts_for_that_split(tmp_path: Path) -> None:
+    before = digest(tmp_path, "train", "val"), digest(tmp_path, "test")
+    track(tmp_path / "street/pictures", "1" * 32)
+    assert digest(tmp_path, "train", "val") == before[0]
+    assert digest(tmp_path, "test") != before[1]
+
+
+def test_masks_that_no_key_names_count(tmp_path: Path) -> None:
+    """The masks of pairs are named by the list of pairs alone."""
+    before = digest(tmp_path, type="mask_pairs")
+    track(tmp_path / "street/notes/masks", "1" * 32)
+    assert digest(tmp_path, type="mask_pairs") != before
+    assert digest(tmp_path) == before
+
+
+def test_what_does_not_touch_the_content_does_not_count(tmp_path: Path) -> None:
+    track(tmp_path / "street", "1" * 32)
+    before = digest(tmp_path)
+    track(tmp_path / "street", "1" * 32, remote="elsewhere", desc="new words", size=13)
+    assert digest(tmp_path) == before
+
+
+def test_digests_of_other_forms(tmp_path: Path) -> None:
+    assert raw_digest(tmp_path / "street") is None
+    track(tmp_path / "street", "1" * 32 + ".dir")
+    assert raw_digest(tmp_path / "street") == "1" * 32 + ".dir"
+    beside = tmp_path / "versioned.dvc"
+    beside.write_text("outs:\n- path: versioned\n  files:\n  - relpath: a.jpg\n    md5: aa\n")
+    first = raw_digest(tmp_path / "versioned")
+    beside.write_text("outs:\n- path: versioned\n  files:\n  - relpath: a.jpg\n    md5: bbb\n")
+    assert first != raw_digest(tmp_path / "versioned")
+
+
+@pytest.mark.parametrize("content", ["", "outs: []\n", "outs:\n- path: street\n", "outs: 3\n"])
+def test_a_file_without_a_digest_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "street.dvc").write_text(content)
+    with pytest.raises(UserError, match=r"street\.dvc: expected outs with one of md5.*dvc add"):
+        raw_digest(tmp_path / "street")
