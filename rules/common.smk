@@ -44,6 +44,10 @@ def generator(wildcards):
     return PLAN.generator(wildcards.dataset)
 
 
+def archives(wildcards):
+    return PLAN.archives(wildcards.dataset)
+
+
 def dataset_lineage(wildcards):
     return PLAN.checked(wildcards.dataset)
 
@@ -65,7 +69,7 @@ def dataset_root(wildcards, output):
     return PLAN.root_of(wildcards.dataset)
 
 
-def table_root(wildcards, output):
+def given_root(wildcards, output):
     return PLAN.data_root
 
 

@@ -11,6 +11,6 @@ rule compare:
         "../envs/tessera.yaml"
     params:
         lineage=table_lineage,
-        data_root=table_root,
+        data_root=given_root,
     shell:
         "tessera compare {wildcards.table} --data-root {params.data_root:q} --log {log}"

@@ -14,6 +14,22 @@ rule demo:
         "tessera demo {wildcards.dataset} --data-root {params.data_root:q} --log {log}"
 
 
+rule fetch:
+    output:
+        "data/{dataset}/fetch.json",
+    log:
+        "logs/fetch/{dataset}.log",
+    wildcard_constraints:
+        dataset=PLAN.fetched_datasets(),
+    conda:
+        "../envs/tessera.yaml"
+    params:
+        lineage=archives,
+        data_root=given_root,
+    shell:
+        "tessera fetch {wildcards.dataset} --data-root {params.data_root:q} --log {log}"
+
+
 rule check:
     input:
         dataset_files,

@@ -15,6 +15,9 @@ from tests.spec.test_lineage import STEPS
 
 SOURCE = Path(__file__).parents[2] / "src" / "tessera"
 
+FETCHED = "dataset.fetch."
+ARCHIVE: dict[str, Any] = {"address": "s3://bucket/images.tar", "sha256": "0" * 64}
+
 BASE: dict[str, Any] = {
     "dataset": {"generator": {}, "num_classes": 3},
     "engine": {"opt_batch_size": 2, "max_batch_size": 4},
@@ -24,7 +27,7 @@ BASE: dict[str, Any] = {
 MODELS: dict[str, dict[str, Any]] = {
     "mask2former": {"mode": "semantic"},
     "oneformer": {"mode": "semantic"},
-    "deformable_detr": {},
+    "deformable_detr": {"with_box_refine": False},
     "encoder_decoder": {"losses": {"ce": {}, "second": {}}, "auxiliary": {"aux": {}}, "ohem": {}},
 }
 """The same for `model`, by family: all annotation types serve its mode, and every section is there."""
@@ -49,6 +52,7 @@ VALUES: dict[str, Any] = {
     "model.pixel_decoder.hidden_dim": 288,
     "model.pixel_decoder.nheads": 4,
     "model.decoder.nheads": 4,
+    "dataset.fetch.<name>.sha256": "1" * 64,
     "dataset.augmentation.train_min_size": [64, 96],
     "dataset.augmentation.train_scale": [0.5, 2.0],
     "dataset.augmentation.train_crop_size": [64, 96],
@@ -91,6 +95,8 @@ def base(family: str, name: str = "") -> dict[str, Any]:
     values: dict[str, Any] = json.loads(json.dumps({**BASE, "model": {"name": family, **MODELS[family]}}))
     if family == "deformable_detr":
         values["dataset"]["type"] = "coco"
+    if name.startswith(FETCHED):
+        values["dataset"] |= {"generator": None, "fetch": {"images": dict(ARCHIVE)}}
     if name in CONTEXT:
         values["dataset"]["augmentation"] = dict(CONTEXT[name])
     return values
@@ -104,7 +110,8 @@ def change(family: str, key: Key) -> Any:
     """Another legal value; None where there is none."""
     if key.name in VALUES and (family, key.name) not in SINGLE:
         return VALUES[key.name]
-    value, annotation = value_at(read(base(family)).model_dump(), pieces(family, key)), key.field.annotation
+    values, annotation = read(base(family, key.name)).model_dump(), key.field.annotation
+    value = value_at(values, pieces(family, key))
     if typing.get_origin(annotation) is typing.Literal:
         return next((other for other in typing.get_args(annotation) if other != value), None)
     literals = [one for one in typing.get_args(annotation) if typing.get_origin(one) is typing.Literal]
@@ -126,7 +133,7 @@ def pieces(family: str, key: Key) -> list[str]:
     names = key.name.split(".")
     if ANY_NAME in names:
         place = names.index(ANY_NAME)
-        names[place] = next(iter(value_at(base(family), names[:place])))
+        names[place] = next(iter(value_at(base(family, key.name), names[:place])))
     return names
 
 

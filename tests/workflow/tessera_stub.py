@@ -15,6 +15,7 @@ suffix = {"fp32": "", "fp16": ".fp16"}[options.get("--precision", "fp32")]
 folder = Path("results") / subject
 outputs = {
     "demo": [Path(options.get("--data-root", "")) / subject / "manifest.json"],
+    "fetch": [Path("data") / subject / "fetch.json"],
     "check": [Path(options.get("--out", ""))],
     "train": [folder / name for name in ("model.pth", "metrics.csv", "train.json")],
     "export": [folder / "model.onnx"],

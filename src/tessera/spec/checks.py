@@ -63,8 +63,38 @@ def _dataset(dataset: DatasetSpec) -> Iterator[tuple[str, str]]:
         for path in as_list(value):
             if not _stays_inside(path):
                 yield key, f"expected a path inside the data root, without '..' and not absolute, found {path!r}"
+    yield from _fetch(dataset)
     if not dataset.contiguous_id and dataset.num_classes is None:
         yield "num_classes", "required when contiguous_id is false: classes are then the ids 1..num_classes"
+
+
+def _fetch(dataset: DatasetSpec) -> Iterator[tuple[str, str]]:
+    if dataset.fetch and dataset.generator is not None:
+        yield "fetch", "a dataset with a generator is made, not fetched; remove one of the two"
+    for folder, archive in dataset.fetch.items():
+        pure = PurePosixPath(folder)
+        if not _stays_inside(folder) or pure.as_posix() != folder or folder.startswith("."):
+            yield "fetch", f"expected folders below data/{dataset.name}/, such as images, found {folder!r}"
+        if others := [other for other in dataset.fetch if PurePosixPath(other) in pure.parents]:
+            yield "fetch", f"the folder {folder!r} lies in {others[0]!r}; every archive needs a folder of its own"
+        if not _is_address(archive.address):
+            yield (
+                f"fetch.{folder}.address",
+                f"expected s3://bucket/key or a path inside the data root, without '..' and not absolute, found {archive.address!r}",
+            )
+        if archive.address.endswith((".zip", ".7z", ".rar")):
+            yield (
+                f"fetch.{folder}.address",
+                f"expected a tar archive or a plain file, found {archive.address!r}; pack it as .tar.gz",
+            )
+
+
+def _is_address(text: str) -> bool:
+    scheme, mark, rest = text.partition("://")
+    bucket, _, key = rest.partition("/")
+    if mark:
+        return scheme == "s3" and bool(bucket and key) and not key.endswith("/")
+    return _stays_inside(text)
 
 
 def _stays_inside(path: str) -> bool:

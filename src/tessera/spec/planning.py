@@ -12,14 +12,11 @@ from tessera.files import UserError, canonical_json
 from tessera.spec.compose import GridFile, Table, load_grid
 from tessera.spec.describe import closest
 from tessera.spec.layers import SOURCE_KEYS, SPLIT_SOURCE_KEYS
-from tessera.spec.lineage import data_digest, data_files, lineage_digest, lineage_text
+from tessera.spec.lineage import GENERATED_ROOT, data_digest, data_files, lineage_digest, lineage_text, own_files
 from tessera.spec.parts import read_mapping
 from tessera.spec.schema import Spec
 
 RESULTS = "results"
-
-GENERATED_ROOT = "data"
-"""Generated datasets lie in the project even when the data root is elsewhere, because that may be read-only."""
 
 COMPARE_VERSION = 1
 """Raised when a change of src/tessera/reporting changes the tables."""
@@ -67,15 +64,25 @@ class Plan:
         names = [name for name in self.grid.file.datasets if self.grid.dataset(name).generator is not None]
         return "|".join(map(re.escape, names)) or "(?!)"
 
+    def fetched_datasets(self) -> str:
+        """Regular expression that matches the names of the datasets with archives, and nothing else."""
+        names = [name for name in self.grid.file.datasets if self.grid.dataset(name).fetch]
+        return "|".join(map(re.escape, names)) or "(?!)"
+
+    def archives(self, name: str) -> str:
+        """What makes fetching again necessary: where an archive lies does not."""
+        return canonical_json({folder: archive.sha256 for folder, archive in self.grid.dataset(name).fetch.items()})
+
     def root_of(self, dataset: str) -> str:
         """Folder that the dataset's paths are relative to."""
-        return self.data_root if self.grid.dataset(dataset).generator is None else GENERATED_ROOT
+        spec = self.grid.dataset(dataset)
+        return GENERATED_ROOT if spec.generator is not None or spec.fetch else self.data_root
 
     def dataset_of(self, experiment: str) -> str:
         return self.spec(experiment).dataset.name
 
     def dataset_files(self, name: str) -> list[str]:
-        """Files that the check waits for: the manifest of a generated dataset, none of any other.
+        """Files that the check waits for: the manifest of a generated or fetched dataset, none of any other.
 
         The content of the annotations is in every lineage; naming the files as inputs as well would make the same data under another
         root a reason to rerun. Raises UserError when some of them are missing.
@@ -83,14 +90,16 @@ class Plan:
         dataset = self.grid.dataset(name)
         if dataset.generator is not None:
             return [f"{GENERATED_ROOT}/{name}/manifest.json"]
-        missing = [path for path in data_files(dataset, self.data_root) if not path.is_file()]
+        root = self.root_of(name)
+        files = own_files(dataset) if dataset.fetch else data_files(dataset, root)
+        missing = [path for path in files if not path.is_file()]
         if missing:
             raise UserError(
-                f"dataset {name}: {', '.join(map(str, missing))} not found under the data root {self.data_root}; put the dataset there "
+                f"dataset {name}: {', '.join(map(str, missing))} not found under the data root {root}; put the dataset there "
                 f"(config/datasets/{name}.yaml says where it expects its files), or name the folder that holds it with "
                 "`--config data_root=...`"
             )
-        return []
+        return [f"{GENERATED_ROOT}/{name}/fetch.json"] if dataset.fetch else []
 
     def generator(self, name: str) -> str:
         return self.grid.dataset(name).model_dump_json(include={"generator"})
@@ -101,7 +110,7 @@ class Plan:
         Snakemake 9.27 does not look at the params of the consumer.)
         """
         dataset = self.grid.dataset(name)
-        source: dict[str, Any] = dataset.model_dump(mode="json", include=set(SOURCE_KEYS) - {"generator"})
+        source: dict[str, Any] = dataset.model_dump(mode="json", include=set(SOURCE_KEYS) - {"generator", "fetch"})
         for split in ("train", "val"):
             source[split] = getattr(dataset, split).model_dump(mode="json", include=set(SPLIT_SOURCE_KEYS))
         return canonical_json({"dataset": source, "data": data_digest(dataset, self.data_root, ("train", "val"))})

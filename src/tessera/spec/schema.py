@@ -85,6 +85,14 @@ class AugmentationSpec(Section):
     """Longer side in the same."""
 
 
+class ArchiveSpec(Section):
+    address: str = Field(json_schema_extra=Inert)
+    """`s3://bucket/key`, or a path relative to the data root. A tar archive (`.tar`, `.tar.gz`, `.tgz`, `.tar.bz2`, `.tar.xz`) is unpacked,
+    any other file copied. What is at the address counts by its digest alone."""
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """Of the archive as it lies at its address; anything else there is refused. Without it `tessera fetch` stops and says which it found."""
+
+
 class DatasetSpec(Section):
     name: str = "demo"
     """Name of its file in config/datasets and of its folder in data/."""
@@ -92,6 +100,9 @@ class DatasetSpec(Section):
     """`mask_pairs`: JSONL of image and mask PNG (TAO's `ade`), semantic; `coco`: instance JSON; `coco_panoptic`: JSON and PNG, all modes."""
     generator: DemoSpec | None = None
     """Set for the demo dataset, whose files are generated."""
+    fetch: dict[str, ArchiveSpec] = {}
+    """Folder -> archive that becomes the content of data/<dataset>/<folder>/. The paths of such a dataset are relative to the project's
+    data/, not to the data root."""
     label_map: str | None = None
     """JSON list of `id` (above 0), `name`, `color`, `isthing`, relative to the data root. COCO files may do without: theirs is used.
     A `.txt` file is a class map: one name a line, the id being the number of the line, and all of them things."""
@@ -194,6 +205,11 @@ class TrainSpec(Section):
     verbose: bool = Field(False, json_schema_extra=Inert)
     """Logs the learning rate of every parameter group at every step."""
     optim: OptimSpec = OptimSpec()
+
+    @property
+    def processes(self) -> int:
+        """On each machine."""
+        return max(self.num_gpus, len(self.gpu_ids))
 
 
 class PostprocessSpec(Section):
