@@ -2,6 +2,7 @@
 from tessera.spec.planning import Plan, engine_notice
 
 PLAN = Plan(config)
+PLAN.refuse_unsafe_repro()
 
 
 # Names are looked up, never parsed: an unknown one is answered by the plan with the closest names.
@@ -58,6 +59,14 @@ def table_evaluations(wildcards):
 
 def table_lineage(wildcards):
     return PLAN.table_lineage(wildcards.table)
+
+
+def metrics_evaluations(wildcards):
+    return PLAN.metrics_evaluations()
+
+
+def metrics_lineage(wildcards):
+    return PLAN.metrics_lineage()
 
 
 # Snakemake tracks no param whose function also asks for the output: where data and resume state lie changes no result.

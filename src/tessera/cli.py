@@ -290,6 +290,16 @@ def compare(table: str, data_root: DataRoot = None, log: Log = None) -> None:
 
 
 @app.command()
+def metrics(data_root: DataRoot = None, log: Log = None) -> None:
+    """Write results/metrics.json and metrics.csv: every metric of the experiments that config/config.yaml lists."""
+    from tessera.reporting.metrics import write_metrics
+    from tessera.spec.compose import load_grid
+
+    _start_log(log)
+    write_metrics(load_grid(data_root=data_root), RESULTS)
+
+
+@app.command()
 def spec(experiment: Experiment, overrides: Overrides = None, data_root: DataRoot = None) -> None:
     """Print the resolved spec with the origin of every value."""
     from tessera.spec.compose import load_grid, render_spec

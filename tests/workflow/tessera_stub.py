@@ -7,7 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-verb, subject, *rest = sys.argv[1:]
+verb, *rest = sys.argv[1:]
+subject = "" if rest[0].startswith("--") else rest.pop(0)
 options = dict(zip(rest[::2], rest[1::2], strict=True))
 runtime = options.get("--runtime", "torch")
 prefix = "" if runtime == "torch" else f"{runtime}_"
@@ -24,6 +25,7 @@ outputs = {
     "parity": [folder / f"{prefix}parity{suffix}.json"],
     "evaluate": [folder / f"{prefix}eval{suffix}{end}" for end in (".json", ".predictions.json.gz")],
     "infer": [folder / f"{prefix}inference{suffix}" / "index.json"],
+    "metrics": [Path("results/metrics.json"), Path("results/metrics.csv")],
     "compare": [Path("results/tables") / f"{subject}.{end}" for end in ("csv", "md", "tex")],
 }[verb]
 with Path("calls.txt").open("a") as calls:

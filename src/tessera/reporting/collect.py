@@ -65,7 +65,7 @@ def collect(grid: Grid, table: str, results: Path) -> list[Evaluation]:
     if twice:
         raise UserError(f"config/config.yaml, tables.{table}.experiments: {', '.join(twice)} stands twice; keep one")
     found = [
-        _read_expected(grid, results, experiment, runtime, precision)
+        read_expected(grid, results, experiment, runtime, precision)
         for experiment in experiments
         for runtime, precision in table_columns(grid.tables[table])
     ]
@@ -74,7 +74,8 @@ def collect(grid: Grid, table: str, results: Path) -> list[Evaluation]:
     return found
 
 
-def _read_expected(grid: Grid, results: Path, experiment: str, runtime: str, precision: str) -> Evaluation:
+def read_expected(grid: Grid, results: Path, experiment: str, runtime: str, precision: str) -> Evaluation:
+    """Raises UserError for a file that is missing or damaged, of another experiment, runtime or precision, or made from another spec."""
     path = results / experiment / evaluation_file(runtime, precision)
     found = read_evaluation(path)
     written, wanted = (found.experiment, found.runtime, found.precision), (experiment, runtime, precision)

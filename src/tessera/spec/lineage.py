@@ -173,11 +173,11 @@ def data_digest(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SP
     for name in _data_names(dataset, data_root, splits):
         path = Path(data_root) / name
         parts[name] = _file_digest(path, *_stamp(path))
-    parts |= _recorded_by_dvc(dataset, data_root, splits)
+    parts |= recorded_by_dvc(dataset, data_root, splits)
     return digest_text(canonical_json(parts))[:16]
 
 
-def _recorded_by_dvc(dataset: DatasetSpec, data_root: str, splits: Sequence[str]) -> dict[str, str]:
+def recorded_by_dvc(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SPLITS) -> dict[str, str]:
     """`.dvc` file -> its digest, for every path of the splits and every folder above it: so images count that nobody else digests."""
     named: set[str | None] = {dataset.label_map}
     for split in splits:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from tessera.files import UserError, canonical_json
-from tessera.spec.compose import GridFile, Table, load_grid
+from tessera.spec.compose import Grid, GridFile, Table, load_grid
 from tessera.spec.describe import closest
+from tessera.spec.dvc import refuse_unsafe_repro
 from tessera.spec.layers import SOURCE_KEYS, SPLIT_SOURCE_KEYS
-from tessera.spec.lineage import GENERATED_ROOT, data_digest, data_files, lineage_digest, lineage_text, own_files
+from tessera.spec.lineage import GENERATED_ROOT, data_digest, data_files, lineage_digest, lineage_text, own_files, recorded_by_dvc
 from tessera.spec.parts import read_mapping
 from tessera.spec.schema import Spec
 
@@ -34,6 +36,18 @@ def table_columns(table: Table) -> list[tuple[str, str]]:
         for runtime in table.runtimes
         for precision in (["fp32"] if runtime == "torch" else table.precisions)
     ]
+
+
+def listed_evaluations(grid: Grid) -> list[tuple[str, str, str]]:
+    """(experiment, runtime, precision): of the experiments that config/config.yaml lists those of PyTorch and ONNX Runtime, and what the
+    tables with any of them ask for.
+    """
+    rows = [(name, runtime, "fp32") for name in grid.experiments for runtime in ("torch", "onnx")]
+    for table in grid.tables:
+        names = grid.table_experiments(table)
+        if not set(grid.experiments).isdisjoint(names):
+            rows += [(name, *column) for name in names for column in table_columns(grid.tables[table])]
+    return list(dict.fromkeys(rows))
 
 
 class Plan:
@@ -127,6 +141,32 @@ class Plan:
                 if not listed.isdisjoint(self._experiments(table))
             ),
         ]
+
+    def metrics_evaluations(self) -> list[str]:
+        return [
+            f"{RESULTS}/{experiment}/{evaluation_file(runtime, precision)}"
+            for experiment, runtime, precision in listed_evaluations(self.grid)
+        ]
+
+    def metrics_lineage(self) -> str:
+        evaluations = {
+            f"{experiment}/{evaluation_file(runtime, precision)}": self.digest(experiment, "evaluate", runtime, precision)
+            for experiment, runtime, precision in listed_evaluations(self.grid)
+        }
+        return canonical_json({"version": COMPARE_VERSION, "evaluations": evaluations})
+
+    def refuse_unsafe_repro(self) -> None:
+        """Under `dvc repro`, raises UserError where its settings do not fit the data of the listed experiments; see spec/dvc.py."""
+        if "DVC_STAGE" not in os.environ:
+            return
+        made, tracked = set(), set()
+        for name in {self.dataset_of(experiment) for experiment, _, _ in listed_evaluations(self.grid)}:
+            if self.dataset_files(name):
+                made.add(f"{GENERATED_ROOT}/{name}")
+            elif not Path(self.data_root).is_absolute():
+                places = recorded_by_dvc(self.grid.dataset(name), self.data_root)
+                tracked |= {(Path(self.data_root) / place).as_posix().removesuffix(".dvc") for place in places}
+        refuse_unsafe_repro(os.environ["DVC_STAGE"], made, tracked, self.grid.root)
 
     def _experiments(self, table: str) -> set[str]:
         return {experiment for experiment, _, _, _ in self._rows(table)}

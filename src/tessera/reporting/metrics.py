@@ -1,0 +1,25 @@
+"""Every metric of the listed experiments in two flat files: what `dvc metrics` and `dvc plots` compare between commits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tessera.files import write_json, write_text
+from tessera.reporting.collect import read_expected
+from tessera.reporting.compare import long_form
+from tessera.spec.compose import Grid
+from tessera.spec.planning import listed_evaluations
+
+
+def write_metrics(grid: Grid, results: Path) -> None:
+    """``metrics.json``: experiment -> runtime, with the precision behind a dot unless it is fp32 -> metric -> fraction. ``metrics.csv``:
+    one row per number, in the columns of a table's CSV. A metric without a value is in neither.
+    """
+    evaluations = [read_expected(grid, results, *row) for row in listed_evaluations(grid)]
+    document: dict[str, dict[str, dict[str, float]]] = {}
+    for found in evaluations:
+        runtime = found.runtime if found.precision == "fp32" else f"{found.runtime}.{found.precision}"
+        measured = {name: value for name, value in found.metrics.items() if value is not None}
+        document.setdefault(found.experiment, {})[runtime] = measured
+    write_text(results / "metrics.csv", long_form(evaluations).to_csv(index=False, lineterminator="\n"))
+    write_json(results / "metrics.json", document)
