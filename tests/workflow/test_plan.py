@@ -75,13 +75,13 @@ def add_an_experiment(project: Project) -> None:
     project.configure("config", {**CONFIG, "seeds": [0, 1]})
 
 
-SHORT = {"train": 1, "evaluate": 1, "export": 1, "parity_onnx": 1, "evaluate_onnx": 1, "compare": 1, "all": 1}
+SHORT = {"train": 1, "evaluate": 1, "export": 1, "parity_onnx": 1, "evaluate_onnx": 1, "metrics": 1, "compare": 1, "all": 1}
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (set_threshold, {"evaluate": 1, "evaluate_onnx": 1, "infer": 1, "compare": 1, "all": 1}),
+        (set_threshold, {"evaluate": 1, "evaluate_onnx": 1, "infer": 1, "metrics": 1, "compare": 1, "all": 1}),
         (set_learning_rate, SHORT),
         (swap_two_losses, SHORT),
         (set_table, {"compare": 1, "all": 1}),

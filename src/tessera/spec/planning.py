@@ -130,11 +130,12 @@ class Plan:
         return canonical_json({"dataset": source, "data": data_digest(dataset, self.data_root, ("train", "val"))})
 
     def default_targets(self) -> list[str]:
-        """The experiments that config/config.yaml lists, as far as a machine without a GPU can take them, and the tables that any of them is in."""
+        """The experiments that config/config.yaml lists, as far as a machine without a GPU can take them, all their metrics, and the tables that any of them is in."""
         listed = set(self.grid.experiments)
         files = ("eval.json", "onnx_eval.json", "inference/index.json")
         return [
             *(f"{RESULTS}/{name}/{file}" for name in self.grid.experiments for file in files),
+            *([f"{RESULTS}/metrics.json"] if listed else []),
             *(
                 f"{RESULTS}/tables/{table}.md"
                 for table in self.grid.tables
