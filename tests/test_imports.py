@@ -21,7 +21,8 @@ ALLOWED: dict[str, set[str]] = {
     "models": GROUND | {"ops"},
     "evaluation": GROUND | {"ops"},
     "inference": GROUND | {"ops", "models"},
-    "training": GROUND | {"ops", "models", "data", "evaluation"},
+    "gpus": {"files"},
+    "training": GROUND | {"ops", "models", "data", "evaluation", "gpus"},
     "deploy": GROUND | {"ops", "models", "data", "inference"},
     "reporting": GROUND,
 }
@@ -133,7 +134,7 @@ LIGHT = [
     module_name(path)
     for path in FILES
     if path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    in ("spec", "files", "structures", "provenance", "reporting", "cli")
+    in ("spec", "files", "gpus", "structures", "provenance", "reporting", "cli")
 ]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
+from tessera import gpus
 from tessera.files import UserError, read_json, write_json, write_text
 from tessera.spec.lineage import RUNTIMES, STAGES, lineage, lineage_digest
 
@@ -61,6 +62,24 @@ def demo(
     if spec.generator is None:
         raise UserError(f"config/datasets/{dataset}.yaml: has no `generator`; only generated datasets can be made")
     write_demo(Path(grid.data_root) / dataset, spec.generator)
+
+
+@app.command()
+def fetch(
+    dataset: Annotated[str, typer.Argument(help="Name of a dataset with archives.")],
+    data_root: DataRoot = None,
+    log: Log = None,
+) -> None:
+    """Fetch and unpack a dataset's archives into data/<dataset>/."""
+    from tessera.data.fetch import fetch_dataset
+    from tessera.spec.compose import load_grid
+
+    _start_log(log)
+    grid = load_grid(data_root=data_root)
+    spec = grid.dataset(dataset)
+    if not spec.fetch:
+        raise UserError(f"config/datasets/{dataset}.yaml: has no `fetch`, so nothing is to be fetched")
+    fetch_dataset(spec, grid.data_root)
 
 
 @app.command()
@@ -403,6 +422,10 @@ def _open(
             f"--precision {precision}: PyTorch evaluates the trained fp32 weights; choose --runtime onnx or trt"
         )
     resolved = load_grid(data_root=data_root).resolve(experiment, overrides or ())
+    if verb == "train":
+        gpus.hold(resolved.spec.train.processes, resolved.spec.train.gpu_ids)
+    elif runtime == "trt" or verb == "engine" or (runtime == "torch" and verb in ("evaluate", "infer")):
+        gpus.hold()
     found = lineage_digest(resolved.spec, verb, runtime, precision)
     if expect is not None and found != expect:
         raise UserError(
@@ -503,7 +526,8 @@ class _Tee:
 
 
 def _start_log(log: Path | None) -> None:
-    if log is None:
+    """One process of a training on several machines writes it; SLURM collects what the others print."""
+    if log is None or int(os.environ.get("SLURM_PROCID", "0")):
         return
     log.parent.mkdir(parents=True, exist_ok=True)
     stream = log.open("w", encoding="utf-8", buffering=1)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tessera.files import UserError
+from tessera.gpus import choose as choose_gpus
 from tessera.spec.schema import Spec, TrainSpec
 
 PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
@@ -34,12 +35,11 @@ class Hardware:
 
 def choose(train: TrainSpec) -> Hardware:
     """Raises UserError where the spec asks for what this machine does not have."""
-    wanted = max(train.num_gpus, len(train.gpu_ids))
+    wanted = train.processes
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     ids: tuple[int, ...] = ()
     if available:
-        others = [index for index in range(max(available, wanted)) if index not in train.gpu_ids]
-        ids = (*train.gpu_ids, *others)[:wanted]
+        ids = tuple(choose_gpus(wanted, train.gpu_ids, available))
         if wanted > available or max(ids) >= available:
             raise UserError(
                 f"train.num_gpus {train.num_gpus} and train.gpu_ids {train.gpu_ids} ask for GPUs {list(ids)}, but there are "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch.utils.data import DataLoader
 from tessera.training.checkpoint import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AGAIN_SECONDS = 2.0
+"""Signals closer together are one request: a terminal, SLURM and our own parent process may each pass on the same one."""
 
 
 class TrainingStopped(Exception):  # noqa: N818  # a request obeyed is no error
@@ -28,6 +31,7 @@ class StopRequest:
 
     def __init__(self, silent: bool = False) -> None:
         self.signum = 0
+        self._since = 0.0
         self.silent = silent
         self._before: dict[int, Any] = {}
 
@@ -46,10 +50,12 @@ class StopRequest:
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
         if self.signum:
-            signal.signal(signum, signal.SIG_DFL)
-            os.kill(os.getpid(), signum)
+            if time.monotonic() - self._since > AGAIN_SECONDS:
+                signal.signal(signum, signal.SIG_DFL)
+                os.kill(os.getpid(), signum)
             return
         self.signum = signum
+        self._since = time.monotonic()
         if not self.silent:
             say(f"{signal.Signals(signum).name}: finishing this step, then saving; once more to leave at once")
 
