@@ -27,7 +27,7 @@ class TrainingStopped(Exception):  # noqa: N818  # a request obeyed is no error
 
 
 class StopRequest:
-    """Remembers the first signal; a second one ends the process at once."""
+    """Remembers the first signal; another one, some seconds later, ends the process at once."""
 
     def __init__(self, silent: bool = False) -> None:
         self.signum = 0
