@@ -35,6 +35,7 @@ def mistakes(spec: Spec) -> list[tuple[str, str]]:
         *_model(spec),
         *_annotations_against_mode(spec),
         *_augmentation(spec),
+        *_one_pixel(spec),
         *_testing(spec),
         *_export(spec),
         *_train(spec),
@@ -164,6 +165,12 @@ def _deformable_detr(model: DeformableDetrSpec) -> Iterator[tuple[str, str]]:
             f"expected at least one level per map in model.strides, {len(model.strides)}, found {model.num_feature_levels}",
         )
     loss = model.loss
+    if not loss.aux_loss and model.with_box_refine and model.dec_layers > 1:
+        yield (
+            "model.loss.aux_loss",
+            "false leaves the heads of all layers but the last untrained, whose boxes model.with_box_refine builds upon; set one of the two "
+            "the other way",
+        )
     if loss.class_weight == loss.box_weight == loss.giou_weight == 0:
         yield "model.loss.class_weight", "class_weight, box_weight and giou_weight are all 0: nothing is learned"
 
@@ -274,6 +281,37 @@ def _augmentation(spec: Spec) -> Iterator[tuple[str, str]]:
         yield (
             f"{prefix}.fixed_padding",
             f"batches have the size of train_crop_size already, {list(section.train_crop_size)}; set train_crop_size: null",
+        )
+
+
+def _one_pixel(spec: Spec) -> Iterator[tuple[str, str]]:
+    """A group norm of one channel per group has nothing to normalise on a map of one pixel; PyTorch refuses it for single images."""
+    model = spec.model
+    if isinstance(model, DeformableDetrSpec):
+        key, width = "hidden_dim", model.hidden_dim
+        # Dilation keeps the backbone's last map at 16; convolutions of stride 2 make the levels beyond its maps.
+        last = min(model.strides[-1], 16) if model.dilation else model.strides[-1]
+        stride = last * 2 ** max(0, model.num_feature_levels - len(model.strides))
+    elif isinstance(model, Mask2FormerSpec | OneFormerSpec):
+        key, width, stride = "pixel_decoder.hidden_dim", model.pixel_decoder.hidden_dim, 32
+    else:
+        return
+    sizes, prefix = spec.dataset.augmentation, "dataset.augmentation"
+    sides = {f"{prefix}.test_min_size": sizes.test_min_size}
+    if sizes.train_crop_size is not None:
+        sides[f"{prefix}.train_crop_size"] = max(sizes.train_crop_size)
+    elif sizes.fixed_padding is not None:
+        sides[f"{prefix}.fixed_padding"] = max(sizes.fixed_padding)
+    else:
+        sides[f"{prefix}.train_min_size"] = min(sizes.train_min_size)
+    if not spec.export.dynamic_size:
+        sides["export.input_height and input_width"] = max(spec.export.input_height, spec.export.input_width)
+    small = [f"{name} {side}" for name, side in sides.items() if side <= stride]
+    if width == 32 and small:
+        yield (
+            f"model.{key}",
+            f"32 makes groups of one channel (group norm), and the coarsest level, of stride {stride}, may be a single pixel with "
+            f"{' and '.join(small)}; take 64, or larger images",
         )
 
 
