@@ -202,6 +202,17 @@ def test_hardware_that_is_not_there(root, changes, message):
         choose(toy.make_spec(root, {f"train.{key}": value for key, value in changes.items()}).train)
 
 
+def test_frozen_batch_norms_need_weights(work):
+    backbone = {"name": "resnet18", "norm": "frozen", "drop_path_rate": 0.0}
+    with pytest.raises(
+        UserError, match=r"model\.backbone\.norm is frozen, but nothing gives the batch norms of resnet18"
+    ):
+        toy.run(work, {"model.backbone": backbone})
+    assert not (work / "checkpoints").exists()
+    with pytest.raises(UserError, match=r"absent\.pth"):  # the next thing that is looked at
+        toy.run(work, {"model.backbone": backbone | {"pretrained": "absent.pth"}})
+
+
 def test_gpus_that_are_not_there(root, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -37,6 +37,7 @@ def train(spec: Spec, experiment: str, results: Path, checkpoints: Path) -> None
     Where the training is already finished, or ``train.num_epochs`` is 0, only the files are written. After Ctrl-C or SIGTERM the state
     is saved and SystemExit 130 or 143 leaves. Raises UserError for what the user can mend.
     """
+    _require_statistics(spec)
     hardware = choose(spec.train)
     rank = external_rank(hardware.world_size)
     if spec.train.num_epochs == 0:
@@ -64,6 +65,17 @@ def train(spec: Spec, experiment: str, results: Path, checkpoints: Path) -> None
             raise SystemExit(128 + stopped.signum) from None
         if not rank:
             _export(spec, experiment, results, plan, catalog)
+
+
+def _require_statistics(spec: Spec) -> None:
+    """Not held by spec/checks.py: `tessera import` builds such a network to make the very weights that training then starts from."""
+    backbone, train = spec.model.backbone, spec.train
+    sources = (backbone.pretrained, train.pretrained_model_path, train.resume_training_checkpoint_path)
+    if backbone.norm == "frozen" and not any(sources):
+        raise UserError(
+            f"model.backbone.norm is frozen, but nothing gives the batch norms of {backbone.name} statistics to keep; set "
+            "model.backbone.pretrained or train.pretrained_model_path, or model.backbone.norm=batch"
+        )
 
 
 def _take_over(spec: Spec, experiment: str, results: Path) -> None:
