@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from tessera.files import UserError
-from tessera.ops.images import input_size, make_batch, padded_size, read_image, read_image_size, resize, test_size
+from tessera.ops.image_size import read_image_size
+from tessera.ops.images import input_size, make_batch, padded_size, read_image, resize, test_size
 from tessera.spec.schema import AugmentationSpec
 
 MEAN = (0.4, 0.5, 0.6)

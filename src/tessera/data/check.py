@@ -17,7 +17,8 @@ from tessera.data.datasets import SegmentationDataset, index_dataset
 from tessera.data.reader import Findings
 from tessera.data.transforms import has_pixels, resize_target, select
 from tessera.files import UserError
-from tessera.ops.images import read_image, read_image_size
+from tessera.ops.image_size import read_image_size
+from tessera.ops.images import read_image
 from tessera.spec.checks import MODES
 from tessera.spec.networks import Mode
 from tessera.spec.schema import DatasetSpec

@@ -22,7 +22,7 @@ from tessera.data.reader import (
     report_repeated,
 )
 from tessera.files import UserError
-from tessera.ops.images import open_image
+from tessera.ops.image_size import open_image
 from tessera.structures import IGNORE, ClassCatalog, Target
 
 

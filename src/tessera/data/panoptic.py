@@ -32,7 +32,7 @@ from tessera.data.reader import (
     relative_name,
 )
 from tessera.files import UserError
-from tessera.ops.images import open_image
+from tessera.ops.image_size import open_image
 from tessera.ops.masks import masks_to_boxes
 from tessera.spec.networks import Mode
 from tessera.structures import IGNORE, ClassCatalog, Target

@@ -17,7 +17,8 @@ import numpy.typing as npt
 import torch
 
 from tessera.files import UserError
-from tessera.ops.images import read_image, read_image_size
+from tessera.ops.image_size import read_image_size
+from tessera.ops.images import read_image
 from tessera.ops.masks import masks_to_boxes
 from tessera.structures import IGNORE, Sample, Target
 

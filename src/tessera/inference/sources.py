@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from tessera.files import UserError
-from tessera.ops.images import IMAGE_SUFFIXES, read_image
+from tessera.ops.image_size import IMAGE_SUFFIXES
+from tessera.ops.images import read_image
 
 
 @dataclass(frozen=True)

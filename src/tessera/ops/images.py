@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,31 +12,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional
 
 from tessera.files import UserError
+from tessera.ops.image_size import open_image
 from tessera.spec.schema import AugmentationSpec
 from tessera.structures import Batch, ImageMeta
-
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
-"""Lower case; what a folder of images is searched for."""
-
-_EXIF_ORIENTATION = 0x0112
-_EXIF_TRANSPOSED = (5, 6, 7, 8)
-_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-
-
-@contextlib.contextmanager
-def open_image(path: Path) -> Iterator[Image.Image]:
-    """A Pillow image; every way in which Pillow gives up, also while decoding inside the block, becomes a UserError."""
-    try:
-        image = Image.open(path)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected an image") from None
-    except _PILLOW_ERRORS as error:
-        raise UserError(f"{path}: is not a readable image ({error})") from None
-    try:
-        with image:
-            yield image
-    except _PILLOW_ERRORS as error:
-        raise UserError(f"{path}: cannot be decoded ({error}); is the file cut off?") from None
 
 
 def read_image(path: Path) -> Tensor:
@@ -53,15 +30,6 @@ def read_image(path: Path) -> Tensor:
             raise UserError(f"{path}: has floating-point pixels; expected 8 or 16 bits per channel")
         pixels = np.array(upright.convert("RGB"))
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
-def read_image_size(path: Path) -> tuple[int, int]:
-    """(height, width) after EXIF orientation, from the file's header alone."""
-    with open_image(path) as image:
-        width, height = image.size
-        if image.getexif().get(_EXIF_ORIENTATION) in _EXIF_TRANSPOSED:
-            width, height = height, width
-    return height, width
 
 
 def test_size(height: int, width: int, min_size: int, max_size: float) -> tuple[int, int]:
