@@ -112,6 +112,7 @@ class Grid:
         self._files: dict[str, dict[str, Any]] = {}
         self._layers: dict[tuple[str, str], Layer] = {}
         self._resolved: dict[tuple[str, tuple[str, ...]], Resolved] = {}
+        self._datasets: dict[str, DatasetSpec] = {}
         self._listed = {folder: _stems(root / "config" / folder) for folder in ("experiments", *_folders(file))}
         refuse(self._path("config.yaml"), self._missing_parts())
         self.parts = self._name_all()
@@ -152,6 +153,11 @@ class Grid:
 
     def dataset(self, name: str) -> DatasetSpec:
         """Schema defaults and the dataset's own file, nothing else: what the data stages work on."""
+        if name not in self._datasets:
+            self._datasets[name] = self._dataset(name)
+        return self._datasets[name]
+
+    def _dataset(self, name: str) -> DatasetSpec:
         if name not in self.file.datasets:
             raise UserError(f"no dataset {name!r} in {self._path('config.yaml')}; {_offer(name, self.file.datasets)}")
         layer = self._dataset_layer(name, next(iter(SPECS)))

@@ -7,7 +7,7 @@ refuses an artifact of another one. This module is imported while Snakemake plan
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -65,39 +65,71 @@ def ancestry(verb: str, runtime: str = "torch", precision: str = "fp32") -> tupl
     return tuple(dict.fromkeys([*chain, verb]))
 
 
-def lineage(spec: Spec, verb: str, runtime: str = "torch", precision: str = "fp32") -> dict[str, Any]:
-    """Namespaced by section, without inert keys: ``{"versions": {stage: n}, "data": {split: digest}, "seed": ..., "model": {...}, ...}``,
-    and ``"weights": {key: digest}`` where the spec names files of weights to start from.
+class Lineages:
+    """All lineages of one spec. What its stages share is made once: a workflow of thousands of experiments asks for every stage of each."""
 
-    Training reads the train and val splits; the test split is part of the lineage of stages that read it only.
-    """
-    stages = ancestry(verb, runtime, precision)
-    found: dict[str, Any] = {
-        "versions": {stage: STAGES[stage].version for stage in stages},
-        "data": {"train": data_digest(spec.dataset, spec.data_root, ("train", "val"))},
-    }
-    if weights := _weights(spec):
-        found["weights"] = weights
-    for section in dict.fromkeys(section for stage in stages for section in STAGES[stage].sections):
-        value = getattr(spec, section)
-        found[section] = _live_keys(value) if isinstance(value, BaseModel) else value
-    del found["dataset"]["fetch"]  # Part of the data's digest.
-    if spec.evaluate.split == "test" and any(STAGES[stage].reads_split for stage in stages):
-        found["data"]["test"] = data_digest(spec.dataset, spec.data_root, ("test",))
-    else:
-        del found["dataset"]["test"]
-        if found["dataset"]["generator"] is not None:
-            del found["dataset"]["generator"]["test_images"]
-    return found
+    def __init__(self, spec: Spec, data: Callable[[tuple[str, ...]], str] | None = None) -> None:
+        """``data`` answers the digest of the data of some splits; left out, ``data_digest`` does."""
+        self.spec = spec
+        self._data = functools.cache(data or (lambda splits: data_digest(spec.dataset, spec.data_root, splits)))
+        self._live = functools.cache(self._section)
+        self.text = functools.cache(self._text)
+
+    def of(self, verb: str, runtime: str = "torch", precision: str = "fp32") -> dict[str, Any]:
+        """Namespaced by section, without inert keys: ``{"versions": {stage: n}, "data": {split: digest}, "seed": ..., "model": {...}, ...}``,
+        and ``"weights": {key: digest}`` where the spec names files of weights to start from.
+
+        Training reads the train and val splits; the test split is part of the lineage of stages that read it only. The sections are
+        shared by all answers.
+        """
+        stages = ancestry(verb, runtime, precision)
+        tested = self.spec.evaluate.split == "test" and any(STAGES[stage].reads_split for stage in stages)
+        found: dict[str, Any] = {
+            "versions": {stage: STAGES[stage].version for stage in stages},
+            "data": {"train": self._data(("train", "val"))},
+        }
+        if tested:
+            found["data"]["test"] = self._data(("test",))
+        if self._weights:
+            found["weights"] = self._weights
+        for section in dict.fromkeys(section for stage in stages for section in STAGES[stage].sections):
+            found[section] = self._live(section, tested or section != "dataset")
+        return found
+
+    def _text(self, verb: str, runtime: str = "torch", precision: str = "fp32") -> str:
+        return canonical_json(self.of(verb, runtime, precision))
+
+    def digest(self, verb: str, runtime: str = "torch", precision: str = "fp32") -> str:
+        """First 12 hexadecimal digits of the sha256 of the lineage text."""
+        return digest_text(self.text(verb, runtime, precision))[:12]
+
+    @functools.cached_property
+    def _weights(self) -> dict[str, str]:
+        return _weights(self.spec)
+
+    def _section(self, name: str, tested: bool) -> Any:
+        """Where not ``tested``, the dataset is without its test split."""
+        value = getattr(self.spec, name)
+        live = _live_keys(value) if isinstance(value, BaseModel) else value
+        if name == "dataset":
+            del live["fetch"]  # Part of the data's digest.
+        if not tested:
+            del live["test"]
+            if live["generator"] is not None:
+                del live["generator"]["test_images"]
+        return live
+
+
+def lineage(spec: Spec, verb: str, runtime: str = "torch", precision: str = "fp32") -> dict[str, Any]:
+    return Lineages(spec).of(verb, runtime, precision)
 
 
 def lineage_text(spec: Spec, verb: str, runtime: str = "torch", precision: str = "fp32") -> str:
-    return canonical_json(lineage(spec, verb, runtime, precision))
+    return Lineages(spec).text(verb, runtime, precision)
 
 
 def lineage_digest(spec: Spec, verb: str, runtime: str = "torch", precision: str = "fp32") -> str:
-    """First 12 hexadecimal digits of the sha256 of the lineage text."""
-    return digest_text(lineage_text(spec, verb, runtime, precision))[:12]
+    return Lineages(spec).digest(verb, runtime, precision)
 
 
 def resume_digest(spec: Spec) -> str:

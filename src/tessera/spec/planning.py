@@ -14,7 +14,7 @@ from tessera.spec.compose import Grid, GridFile, Table, load_grid
 from tessera.spec.describe import closest
 from tessera.spec.dvc import refuse_unsafe_repro
 from tessera.spec.layers import SOURCE_KEYS, SPLIT_SOURCE_KEYS
-from tessera.spec.lineage import GENERATED_ROOT, data_digest, data_files, lineage_digest, lineage_text, own_files, recorded_by_dvc
+from tessera.spec.lineage import GENERATED_ROOT, Lineages, data_digest, data_files, own_files, recorded_by_dvc
 from tessera.spec.parts import read_mapping
 from tessera.spec.schema import Spec
 
@@ -57,17 +57,26 @@ class Plan:
         self.grid = load_grid(root, config.get("data_root"))
         self.data_root = self.grid.data_root
         self.checkpoints = str(config.get("checkpoints", self.grid.file.checkpoints))
-        self.spec = functools.cache(self._spec)
+        self.lineages = functools.cache(self._lineages)
+        self.data = functools.cache(self._data)
         self.checked = functools.cache(self._checked)
 
-    def _spec(self, experiment: str) -> Spec:
+    def spec(self, experiment: str) -> Spec:
         return self.grid.resolve(experiment).spec
 
+    def _lineages(self, experiment: str) -> Lineages:
+        spec = self.spec(experiment)
+        return Lineages(spec, functools.partial(self.data, spec.dataset.name))
+
+    def _data(self, dataset: str, splits: tuple[str, ...]) -> str:
+        """Where data lie is said by the dataset's own file alone, so that all experiments on it share one digest."""
+        return data_digest(self.grid.dataset(dataset), self.data_root, splits)
+
     def lineage(self, experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32") -> str:
-        return lineage_text(self.spec(experiment), verb, runtime, precision)
+        return self.lineages(experiment).text(verb, runtime, precision)
 
     def digest(self, experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32") -> str:
-        return lineage_digest(self.spec(experiment), verb, runtime, precision)
+        return self.lineages(experiment).digest(verb, runtime, precision)
 
     def precision(self, suffix: str) -> str:
         """Of the suffix in a file's name: ``.fp16``, or nothing for fp32."""
@@ -127,7 +136,7 @@ class Plan:
         source: dict[str, Any] = dataset.model_dump(mode="json", include=set(SOURCE_KEYS) - {"generator", "fetch"})
         for split in ("train", "val"):
             source[split] = getattr(dataset, split).model_dump(mode="json", include=set(SPLIT_SOURCE_KEYS))
-        return canonical_json({"dataset": source, "data": data_digest(dataset, self.data_root, ("train", "val"))})
+        return canonical_json({"dataset": source, "data": self.data(name, ("train", "val"))})
 
     def default_targets(self) -> list[str]:
         """The experiments that config/config.yaml lists, as far as a machine without a GPU can take them, all their metrics, and the tables that any of them is in."""
