@@ -94,3 +94,14 @@ def announce_engines():
     )
     if notice:
         logger.warning(notice)
+def training(resource):
+    def resource_of(wildcards):
+        return PLAN.training_resources(wildcards.experiment).get(resource)
+
+    return resource_of
+
+
+def launcher(wildcards, output, threads):
+    return PLAN.launcher(wildcards.experiment, threads)
+
+

@@ -9,14 +9,20 @@ rule train:
         "logs/train/{experiment}.log",
     conda:
         "../envs/tessera.yaml"
-    threads: 8
+    threads: training("threads")
     resources:
-        gpu=1,
+        gpu=training("gpu"),
+        nodes=training("nodes"),
+        mpi=training("mpi"),
+        tasks=training("tasks"),
+        tasks_per_node=training("tasks_per_node"),
+        tasks_per_gpu=0,
     params:
         lineage=lineage("train"),
         digest=digest("train"),
         data_root=data_root,
         checkpoints=checkpoints,
+        launcher=launcher,
     shell:
-        "tessera train {wildcards.experiment} --checkpoints {params.checkpoints:q} --data-root {params.data_root:q}"
+        "{params.launcher}tessera train {wildcards.experiment} --checkpoints {params.checkpoints:q} --data-root {params.data_root:q}"
         " --expect {params.digest} --log {log}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from tessera.spec.parts import read_mapping
 from tessera.spec.schema import Spec
 
 RESULTS = "results"
+
+TRAIN_THREADS = 8
+"""Cores of each training process: it and its loader workers."""
 
 COMPARE_VERSION = 1
 """Raised when a change of src/tessera/reporting changes the tables."""
@@ -81,6 +85,25 @@ class Plan:
     def precision(self, suffix: str) -> str:
         """Of the suffix in a file's name: ``.fp16``, or nothing for fp32."""
         return suffix.removeprefix(".") or "fp32"
+
+    def training_resources(self, experiment: str) -> dict[str, int | str]:
+        """Of the train rule, as Snakemake's SLURM executor reads them. Processes on one machine are one task, which starts them itself;
+        on several machines SLURM starts every process as a task."""
+        train = self.spec(experiment).train
+        processes, nodes = train.processes, train.num_nodes
+        found: dict[str, int | str] = {"gpu": processes * nodes, "nodes": nodes}
+        if nodes == 1:
+            return found | {"threads": TRAIN_THREADS * processes}
+        # The executor refuses tasks_per_node=1.
+        tasks = {"tasks_per_node": processes} if processes > 1 else {"tasks": nodes}
+        return found | {"threads": TRAIN_THREADS, "mpi": "srun"} | tasks
+
+    def launcher(self, experiment: str, threads: int) -> str:
+        """What stands before the command of the train rule: nothing, unless the training spans machines."""
+        train = self.spec(experiment).train
+        if train.num_nodes == 1 or shutil.which("srun") is None:
+            return ""
+        return f"srun --nodes={train.num_nodes} --ntasks-per-node={train.processes} --cpus-per-task={threads} --kill-on-bad-exit=1 "
 
     def generated_datasets(self) -> str:
         """Regular expression that matches the names of the datasets with a generator, and nothing else."""
