@@ -13,7 +13,7 @@ from tessera.spec.planning import listed_evaluations
 
 def write_metrics(grid: Grid, results: Path) -> None:
     """``metrics.json``: experiment -> runtime, with the precision behind a dot unless it is fp32 -> metric -> fraction. ``metrics.csv``:
-    one row per number, in the columns of a table's CSV. A metric without a value is in neither.
+    one row per number, in the columns of a table's CSV, with one more in front to label a bar with. A metric without a value is in neither.
     """
     evaluations = [read_expected(grid, results, *row) for row in listed_evaluations(grid)]
     document: dict[str, dict[str, dict[str, float]]] = {}
@@ -21,5 +21,8 @@ def write_metrics(grid: Grid, results: Path) -> None:
         runtime = found.runtime if found.precision == "fp32" else f"{found.runtime}.{found.precision}"
         measured = {name: value for name, value in found.metrics.items() if value is not None}
         document.setdefault(found.experiment, {})[runtime] = measured
-    write_text(results / "metrics.csv", long_form(evaluations).to_csv(index=False, lineterminator="\n"))
+    numbers = long_form(evaluations)
+    label = numbers["experiment"].str.cat([numbers["runtime"], numbers["precision"], numbers["metric"]], sep=" ")
+    numbers.insert(0, "label", label)
+    write_text(results / "metrics.csv", numbers.to_csv(index=False, lineterminator="\n"))
     write_json(results / "metrics.json", document)
