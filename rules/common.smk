@@ -57,6 +57,10 @@ def table_evaluations(wildcards):
     return PLAN.table_evaluations(wildcards.table)
 
 
+def table_sources(wildcards):
+    return PLAN.table_sources(wildcards.table)
+
+
 def table_lineage(wildcards):
     return PLAN.table_lineage(wildcards.table)
 

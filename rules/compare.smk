@@ -1,10 +1,11 @@
 rule compare:
     input:
-        table_evaluations,
+        table_sources,
     output:
         "results/tables/{table}.csv",
         "results/tables/{table}.md",
         "results/tables/{table}.tex",
+        "results/tables/{table}.json",
     log:
         "logs/compare/{table}.log",
     conda:

@@ -2,7 +2,8 @@ rule export:
     input:
         "results/{experiment}/model.pth",
     output:
-        "results/{experiment}/model.onnx",
+        graph="results/{experiment}/model.onnx",
+        report="results/{experiment}/export.json",
     log:
         "logs/export/{experiment}.log",
     conda:

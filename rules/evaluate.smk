@@ -4,6 +4,7 @@ rule evaluate:
     output:
         metrics="results/{experiment}/eval.json",
         predictions="results/{experiment}/eval.predictions.json.gz",
+        statistics="results/{experiment}/eval.statistics.json.gz",
     log:
         "logs/evaluate/{experiment}.log",
     conda:
@@ -27,6 +28,7 @@ rule evaluate_onnx:
     output:
         metrics="results/{experiment}/onnx_eval{suffix}.json",
         predictions="results/{experiment}/onnx_eval{suffix}.predictions.json.gz",
+        statistics="results/{experiment}/onnx_eval{suffix}.statistics.json.gz",
     log:
         "logs/evaluate_onnx/{experiment}{suffix}.log",
     conda:
@@ -49,6 +51,7 @@ rule evaluate_trt:
     output:
         metrics="results/{experiment}/trt_eval{suffix}.json",
         predictions="results/{experiment}/trt_eval{suffix}.predictions.json.gz",
+        statistics="results/{experiment}/trt_eval{suffix}.statistics.json.gz",
     log:
         "logs/evaluate_trt/{experiment}{suffix}.log",
     conda:

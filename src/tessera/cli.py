@@ -13,7 +13,9 @@ import typer
 
 from tessera import gpus
 from tessera.files import UserError, read_json, write_json, write_text
+from tessera.provenance import digests, sealed
 from tessera.spec.lineage import RUNTIMES, STAGES, lineage, lineage_digest
+from tessera.spec.planning import runtime_file, statistics_file
 
 if TYPE_CHECKING:
     from tessera.inference.predictor import Predictor
@@ -121,7 +123,10 @@ def export(
     from tessera.deploy.export import export
 
     resolved = _open(experiment, overrides, data_root, expect, log, "export")
-    export(_model(experiment), _folder(experiment) / "model.onnx", resolved.spec, experiment)
+    folder, source, made = _folder(experiment), _model(experiment), _model(experiment, "onnx")
+    inputs = _model_digests(experiment, folder, ("torch", "fp32"))
+    report = export(source, made, resolved.spec, experiment)
+    write_json(folder / "export.json", sealed(report, inputs, digests(folder, [made])))
 
 
 @app.command()
@@ -139,8 +144,10 @@ def precision(
     _require_precision(precision, ("fp16",))
     resolved = _open(experiment, overrides, data_root, expect, log, "precision", precision=precision)
     folder = _folder(experiment)
-    report = to_fp16(folder / "model.onnx", folder / f"model.{precision}.onnx", resolved.spec, experiment)
-    write_json(folder / f"precision.{precision}.json", report)
+    source, made = folder / "model.onnx", folder / f"model.{precision}.onnx"
+    inputs = _model_digests(experiment, folder, ("onnx", "fp32"))
+    report = to_fp16(source, made, resolved.spec, experiment)
+    write_json(folder / f"precision.{precision}.json", sealed(report, inputs, digests(folder, [made])))
 
 
 @app.command()
@@ -178,6 +185,7 @@ def parity(
 
     resolved = _open(experiment, overrides, data_root, expect, log, "parity", runtime, precision)
     spec = resolved.spec
+    inputs = _model_digests(experiment, _folder(experiment), ("torch", "fp32"), (runtime, precision))
     reference = _predictor(resolved, "torch", "fp32", ViewsSpec())
     candidate = _predictor(resolved, runtime, precision, ViewsSpec())
     loader = eval_loader(
@@ -189,7 +197,7 @@ def parity(
         max_batch=candidate.max_batch,
     )
     report = check_parity(reference, candidate, loader, spec)
-    write_json(_folder(experiment) / _name("parity.json", runtime, precision), report)
+    write_json(_folder(experiment) / runtime_file("parity.json", runtime, precision), sealed(report, inputs))
 
 
 @app.command()
@@ -208,14 +216,18 @@ def evaluate(
 
     resolved = _open(experiment, overrides, data_root, expect, log, "evaluate", runtime, precision)
     spec = resolved.spec
+    folder = _folder(experiment)
+    inputs = _model_digests(experiment, folder, (runtime, precision))
     predictor = _predictor(resolved, runtime, precision)
     catalog = predictor.header.catalog
     loader = eval_loader(
         spec, catalog, spec.evaluate.split, fixed_size=predictor.input_size, max_batch=predictor.max_batch
     )
     evaluation = evaluate(predictor, loader, catalog, predictor.mode, classes=spec.evaluate.classes)
-    out = _folder(experiment) / _name("eval.json", runtime, precision)
-    evaluation.write_predictions(out.with_suffix(".predictions.json.gz"))
+    out = folder / runtime_file("eval.json", runtime, precision)
+    predictions, statistics = out.with_suffix(".predictions.json.gz"), statistics_file(out)
+    evaluation.write_predictions(predictions)
+    evaluation.write_statistics(statistics)
     document = evaluation.to_json(
         experiment=experiment,
         parts=resolved.parts,
@@ -224,7 +236,7 @@ def evaluate(
         precision=precision,
         lineage=lineage(spec, "evaluate", runtime, precision),
     )
-    write_json(out, document)
+    write_json(out, sealed(document, inputs, digests(folder, [predictions, statistics])))
     print(evaluation.summary(), flush=True)
 
 
@@ -244,6 +256,8 @@ def infer(
 
     resolved = _open(experiment, overrides, data_root, expect, log, "infer", runtime, precision)
     spec = resolved.spec
+    folder = _folder(experiment) / runtime_file("inference", runtime, precision)
+    inputs = _model_digests(experiment, folder, (runtime, precision))
     predictor = _predictor(resolved, runtime, precision)
     images: list[ImageSource] = []
     if spec.inference.images is None:
@@ -255,7 +269,7 @@ def infer(
             ImageSource(split.image_path(index), split.file_names[index], split.image_ids[index])
             for index in range(len(split))
         ]
-    infer(predictor, spec, _folder(experiment) / _name("inference", runtime, precision), images)
+    infer(predictor, spec, folder, images, inputs)
 
 
 @app.command("import")
@@ -300,7 +314,7 @@ def import_weights(
 
 @app.command()
 def compare(table: str, data_root: DataRoot = None, log: Log = None) -> None:
-    """Write results/tables/<table>.{csv,md,tex} from the evaluations that config/config.yaml lists for it."""
+    """Write results/tables/<table>.{csv,md,tex,json} from the evaluations that config/config.yaml lists for it."""
     from tessera.reporting.compare import compare
     from tessera.spec.compose import load_grid
 
@@ -316,6 +330,26 @@ def metrics(data_root: DataRoot = None, log: Log = None) -> None:
 
     _start_log(log)
     write_metrics(load_grid(data_root=data_root), RESULTS)
+
+
+@app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="results, results/<experiment> or results/tables.")] = RESULTS,
+    data_root: DataRoot = None,
+    log: Log = None,
+) -> None:
+    """Say of every file of a results tree whether it still is what its stage wrote, from the present spec, and whether its numbers follow."""
+    from tessera.reporting.verify import verify
+    from tessera.spec.compose import load_grid
+
+    _start_log(log)
+    counts = {"holds": 0, "broken": 0, "warning": 0}
+    for finding in verify(load_grid(data_root=data_root), path, RESULTS):
+        counts[finding.verdict] += 1
+        print(finding, flush=True)
+    if counts["broken"]:
+        raise UserError(f"{path}: {counts['broken']} of these lines say that something no longer holds")
+    print(f"{path}: all of it holds, {counts['warning']} warnings", flush=True)
 
 
 @app.command()
@@ -444,16 +478,15 @@ def _folder(experiment: str) -> Path:
     return RESULTS / experiment
 
 
-def _name(kind: str, runtime: str, precision: str) -> str:
-    """``onnx_eval.fp16.json``: the runtime is a prefix except for PyTorch, the precision a suffix except for fp32."""
-    stem, dot, suffix = kind.partition(".")
-    prefix = "" if runtime == "torch" else f"{runtime}_"
-    return f"{prefix}{stem}{'' if precision == 'fp32' else f'.{precision}'}{dot}{suffix}"
-
-
 def _model(experiment: str, runtime: str = "torch", precision: str = "fp32") -> Path:
     suffix = {"torch": ".pth", "onnx": ".onnx", "trt": ".engine"}[runtime]
     return _folder(experiment) / ("model" + ("" if precision == "fp32" else f".{precision}") + suffix)
+
+
+def _model_digests(experiment: str, folder: Path, *models: tuple[str, str]) -> dict[str, str]:
+    """``provenance.digests`` of models by runtime and precision, as far as they are there: a missing one is refused when it is opened."""
+    paths = (_model(experiment, runtime, precision) for runtime, precision in models)
+    return digests(folder, (path for path in paths if path.is_file()))
 
 
 def _predictor(resolved: Resolved, runtime: str, precision: str, testing: ViewsSpec | None = None) -> Predictor:
@@ -476,22 +509,19 @@ def _found_lineage(experiment: str, stage: str, runtime: str, precision: str) ->
     folder = _folder(experiment)
     documents = {
         "train": "train.json",
-        "parity": _name("parity.json", runtime, precision),
-        "evaluate": _name("eval.json", runtime, precision),
-        "infer": _name("inference", runtime, precision) + "/index.json",
+        "parity": runtime_file("parity.json", runtime, precision),
+        "evaluate": runtime_file("eval.json", runtime, precision),
+        "infer": runtime_file("inference", runtime, precision) + "/index.json",
         "engine": _model(experiment, "trt", precision).name + ".json",
         "precision": f"precision.{precision}.json",
+        "export": "export.json",
     }
-    if stage in documents:
-        path = folder / documents[stage]
-        content = read_json(path)
-        if not isinstance(content, dict) or not isinstance(content.get("lineage"), dict):
-            raise UserError(f"{path}: has no `lineage`; expected a file that the stage {stage} wrote")
-        found: dict[str, object] = content["lineage"]
-        return found
-    from tessera.deploy.export import read_header
-
-    return read_header(_model(experiment, "onnx")).lineage
+    path = folder / documents[stage]
+    content = read_json(path)
+    if not isinstance(content, dict) or not isinstance(content.get("lineage"), dict):
+        raise UserError(f"{path}: has no `lineage`; expected a file that the stage {stage} wrote")
+    found: dict[str, object] = content["lineage"]
+    return found
 
 
 class _Tee:

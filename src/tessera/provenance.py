@@ -7,13 +7,14 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from tessera.files import UserError
+from tessera.files import UserError, canonical_json, digest_file, digest_text
 from tessera.spec.lineage import differences
 from tessera.spec.schema import Spec, read_spec
 from tessera.structures import ClassCatalog
@@ -103,10 +104,33 @@ class Header:
             )
 
 
+def digests(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
+    """Sha256 of every file by its path relative to ``folder``, with forward slashes."""
+    return {Path(os.path.relpath(path, folder)).as_posix(): digest_file(path) for path in paths}
+
+
+def sealed(
+    document: Mapping[str, Any], inputs: Mapping[str, str] | None = None, outputs: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The document that a stage leaves, such as eval.json, with what makes a swapped or edited file known: the ``digests`` of the files
+    that it was made from (``inputs``) and of those that were written with it (``outputs``), and a ``seal`` over all of it.
+    """
+    whole = {**document, "inputs": dict(inputs or {}), "outputs": dict(outputs or {})}
+    return {**whole, "seal": _seal(whole)}
+
+
+def seal_holds(document: Mapping[str, Any]) -> bool:
+    return bool(document.get("seal") == _seal({key: value for key, value in document.items() if key != "seal"}))
+
+
+def _seal(document: Mapping[str, Any]) -> str:
+    return digest_text(canonical_json(document))
+
+
 def collect() -> dict[str, Any]:
     """Commit, package versions and hardware of this process. No host name, no path, no clock."""
     return {
-        "commit": _commit(),
+        "commit": commit(),
         "python": platform.python_version(),
         "packages": _versions(),
         "hardware": {"cpu": _cpu_name(), "cores": os.cpu_count(), "gpus": _gpus()},
@@ -114,7 +138,7 @@ def collect() -> dict[str, Any]:
 
 
 @functools.cache
-def _commit() -> str | None:
+def commit() -> str | None:
     """The checkout's commit, with ``-dirty`` when tracked files differ; None outside a checkout."""
     try:
         answer = subprocess.run(

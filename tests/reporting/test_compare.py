@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from tessera.files import UserError
-from tessera.reporting.compare import compare, escape_latex
+from tessera.reporting.compare import compare
+from tessera.reporting.table import escape_latex
 from tessera.spec.compose import Grid, load_grid
 from tessera.spec.lineage import lineage
 from tessera.spec.planning import evaluation_file
@@ -63,11 +64,18 @@ def write(
         "per_class": [],
         "seconds": 1.5,
         "lineage": lineage(resolved.spec, "evaluate", runtime),
-        "facts": {},
+        "facts": {"commit": "a" * 40 + "-dirty"},
     }
     path = grid.root / "results" / experiment / evaluation_file(runtime, "fp32")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document))
+    training = {
+        "experiment": experiment,
+        "parameters": {"total": 47_400_000 if "swin" in experiment else 9_876_543, "trained": 5},
+        "lineage": lineage(resolved.spec, "train"),
+        "facts": {"commit": "b" * 40},
+    }
+    path.with_name("train.json").write_text(json.dumps(training))
     return path
 
 
@@ -83,25 +91,30 @@ def test_runtimes_and_metrics_are_columns(root: Path) -> None:
         write(grid, experiment, {"mIoU": 0.9, "PQ": quality, "AP": None})
         write(grid, experiment, {"mIoU": 0.9, "PQ": quality - 0.001, "AP": None}, "onnx")
     csv, markdown, latex = tables(grid)
+    data = lineage(grid.resolve("mask2former_swin").spec, "evaluate")["data"]
+    source = f"commits {'b' * 12}, {'a' * 12}-dirty; digests of the data: demo test {data['test']} train {data['train']}."
     assert markdown.splitlines() == [
-        "| model       | backbone | PyTorch PQ | PyTorch AP | PyTorch mIoU | ONNX Runtime PQ | ONNX Runtime AP | ONNX Runtime mIoU |",
-        "|-------------|----------|-----------:|-----------:|-------------:|----------------:|----------------:|------------------:|",
-        "| mask2former | swin     |       61.2 |          - |         90.0 |            61.1 |               - |              90.0 |",
-        "| mask2former | res_net  |       50.0 |          - |         90.0 |            49.9 |               - |              90.0 |",
+        "| model       | backbone | params (M) | PyTorch PQ | PyTorch AP | PyTorch mIoU | ONNX Runtime PQ | ONNX Runtime AP | ONNX Runtime mIoU |",
+        "|-------------|----------|-----------:|-----------:|-----------:|-------------:|----------------:|----------------:|------------------:|",
+        "| mask2former | swin     |       47.4 |   **61.2** |          - |     **90.0** |        **61.1** |               - |          **90.0** |",
+        "| mask2former | res_net  |       9.88 |       50.0 |          - |     **90.0** |            49.9 |               - |          **90.0** |",
         "",
-        "Percent, on demo test (12 images).",
+        "Percent, on demo test (12 images); bold is best, italic second.",
+        "",
+        f"From {source}",
     ]
+    assert f"% From {source}" in latex
     numbers = pd.read_csv(io.StringIO(csv))
     assert set(numbers.query("experiment == 'mask2former_swin' and metric == 'PQ'")["value"]) == {0.61239, 0.61139}
     assert "AP" not in set(numbers["metric"])
     body = latex.split("\\midrule\n")[1].splitlines()
     assert body[0] == (
-        r"mask2former & swin & \textbf{61.24} & -- & \textbf{90.00} & \textbf{61.14} & -- & \textbf{90.00} \\"
+        r"mask2former & swin & 47.4 & \textbf{61.24} & -- & \textbf{90.00} & \textbf{61.14} & -- & \textbf{90.00} \\"
     )
-    assert body[1] == r"mask2former & res\_net & 50.00 & -- & \textbf{90.00} & 49.90 & -- & \textbf{90.00} \\"
+    assert body[1] == r"mask2former & res\_net & 9.88 & 50.00 & -- & \textbf{90.00} & 49.90 & -- & \textbf{90.00} \\"
     assert r"\multicolumn{3}{c}{PyTorch} & \multicolumn{3}{c}{ONNX Runtime} \\" in latex
-    assert r"\cmidrule(lr){3-5} \cmidrule(lr){6-8}" in latex
-    assert latex.count(r"\begin{tabular}{llrrrrrr}") == 1
+    assert r"\cmidrule(lr){4-6} \cmidrule(lr){7-9}" in latex
+    assert latex.count(r"\begin{tabular}{llrrrrrrr}") == 1
 
 
 def test_seeds_become_mean_and_spread(root: Path) -> None:
@@ -111,8 +124,8 @@ def test_seeds_become_mean_and_spread(root: Path) -> None:
         write(grid, name, {"PQ": quality})
     csv, markdown, latex = tables(grid)
     assert markdown.splitlines()[2:4] == [
-        "| mask2former | swin     | -       | 62.0 ± 2.8 |",
-        "| mask2former | swin     | short   |       10.0 |",
+        "| mask2former | swin     | -       |       47.4 | **62.0 ± 2.8** |",
+        "| mask2former | swin     | short   |       47.4 |           10.0 |",
     ]
     assert "mean ± standard deviation over up to 2 seeds" in markdown
     assert r"\textbf{62.00 $\pm$ 2.83}" in latex
@@ -120,9 +133,11 @@ def test_seeds_become_mean_and_spread(root: Path) -> None:
 
 
 def test_a_single_row_has_no_best(root: Path) -> None:
-    grid = grid_with(root, experiments=["mask2former_swin"], latex_decimals=1)
-    write(grid, "mask2former_swin", {"PQ": 0.6})
-    assert r"mask2former & swin & 60.0 \\" in tables(grid)[2]
+    grid = grid_with(root, experiments=["mask2former_swin"], latex_decimals=1, parameters=False)
+    write(grid, "mask2former_swin", {"PQ": 0.6}).with_name("train.json").unlink()
+    _, markdown, latex = tables(grid)
+    assert r"mask2former & swin & 60.0 \\" in latex
+    assert "best" not in markdown + latex and "params" not in markdown + latex
 
 
 @pytest.mark.parametrize(

@@ -14,19 +14,20 @@ runtime = options.get("--runtime", "torch")
 prefix = "" if runtime == "torch" else f"{runtime}_"
 suffix = {"fp32": "", "fp16": ".fp16"}[options.get("--precision", "fp32")]
 folder = Path("results") / subject
+EVALUATION = (".json", ".predictions.json.gz", ".statistics.json.gz")
 outputs = {
     "demo": [Path(options.get("--data-root", "")) / subject / "manifest.json"],
     "fetch": [Path("data") / subject / "fetch.json"],
     "check": [Path(options.get("--out", ""))],
     "train": [folder / name for name in ("model.pth", "metrics.csv", "train.json")],
-    "export": [folder / "model.onnx"],
+    "export": [folder / "model.onnx", folder / "export.json"],
     "precision": [folder / "model.fp16.onnx", folder / "precision.fp16.json"],
     "engine": [folder / f"model{suffix}.engine", folder / f"model{suffix}.engine.json"],
     "parity": [folder / f"{prefix}parity{suffix}.json"],
-    "evaluate": [folder / f"{prefix}eval{suffix}{end}" for end in (".json", ".predictions.json.gz")],
+    "evaluate": [folder / f"{prefix}eval{suffix}{end}" for end in EVALUATION],
     "infer": [folder / f"{prefix}inference{suffix}" / "index.json"],
     "metrics": [Path("results/metrics.json"), Path("results/metrics.csv")],
-    "compare": [Path("results/tables") / f"{subject}.{end}" for end in ("csv", "md", "tex")],
+    "compare": [Path("results/tables") / f"{subject}.{end}" for end in ("csv", "md", "tex", "json")],
 }[verb]
 with Path("calls.txt").open("a") as calls:
     calls.write(" ".join(sys.argv[1:]) + "\n")

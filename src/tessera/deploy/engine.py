@@ -12,10 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tessera.files import UserError, atomic_path, write_bytes, write_json
+from tessera.files import UserError, atomic_path, digest_file, write_bytes, write_json
 from tessera.inference import trt_library
 from tessera.inference.trt_library import PLUGIN, availability
-from tessera.provenance import Header
+from tessera.provenance import Header, digests, sealed
 from tessera.spec.lineage import lineage
 from tessera.spec.schema import EngineSpec, Spec
 
@@ -27,7 +27,7 @@ __all__ = ["availability", "build_engine", "sidecar"]
 
 
 def sidecar(engine_path: Path) -> Path:
-    """``model.engine.json`` beside ``model.engine``: the header, with TensorRT's version and the GPU's name among its facts."""
+    """``model.engine.json`` beside ``model.engine``: the header, sealed, with TensorRT's version and the GPU's name among its facts."""
     return engine_path.with_name(engine_path.name + ".json")
 
 
@@ -43,6 +43,7 @@ def build_engine(onnx_path: Path, engine_path: Path, spec: Spec, experiment: str
     from tessera.deploy.graph import input_shape, input_shapes, read_graph
 
     graph, header = read_graph(onnx_path)
+    inputs = digests(onnx_path.parent, [onnx_path])
     stage = "export" if header.precision == "fp32" else "precision"
     header.require(onnx_path, stage, lineage(spec, stage, precision=header.precision))
     smallest, tuned, largest = _profile(input_shape(graph, onnx_path), spec, onnx_path)
@@ -85,7 +86,8 @@ def build_engine(onnx_path: Path, engine_path: Path, spec: Spec, experiment: str
         temporary.write_bytes(memoryview(plan))
         # First the sidecar: an engine is never found beside the header of an older one.
         engine_path.unlink(missing_ok=True)
-        write_json(sidecar(engine_path), made.to_json())
+        outputs = {engine_path.name: digest_file(temporary)}
+        write_json(sidecar(engine_path), sealed(made.to_json(), inputs, outputs))
     print(
         f"engine: wrote {engine_path}, {plan.nbytes / 2**20:.1f} MiB, {time.monotonic() - started:.0f} s",
         file=sys.stderr,

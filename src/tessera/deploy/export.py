@@ -38,8 +38,8 @@ LARGEST = 2**31 - 2**26
 """Bytes of weights that one ONNX file can hold: protobuf's limit of 2 GiB less room for the graph."""
 
 
-def export(model_path: Path, onnx_path: Path, spec: Spec, experiment: str) -> None:
-    """Writes ``onnx_path`` whole or not at all.
+def export(model_path: Path, onnx_path: Path, spec: Spec, experiment: str) -> dict[str, Any]:
+    """Writes ``onnx_path`` whole or not at all, and returns a JSON-able report.
 
     Raises UserError when ``model_path`` was trained from another spec, is too large for one file, or cannot be traced as asked.
     """
@@ -70,6 +70,14 @@ def export(model_path: Path, onnx_path: Path, spec: Spec, experiment: str) -> No
         f"export: wrote {onnx_path}, {onnx_path.stat().st_size / 2**20:.1f} MiB, {len(graph.graph.node)} operators, "
         f"{time.monotonic() - started:.0f} s"
     )
+    return {
+        "experiment": experiment,
+        "bytes": onnx_path.stat().st_size,
+        "operators": len(graph.graph.node),
+        "opset": spec.export.opset_version,
+        "lineage": header.lineage,
+        "facts": header.facts,
+    }
 
 
 def _task(network: Network, spec: Spec) -> Tensor | None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tessera import provenance
 from tessera.files import UserError
 from tessera.inference.predictor import Predictor
 from tessera.spec.lineage import lineage
@@ -75,6 +76,7 @@ def check_parity(reference: Predictor, candidate: Predictor, loader: Iterable[Ba
         "tolerance": tolerance,
         "outputs": comparison.to_json(),
         "lineage": lineage(spec, "parity", candidate.runtime, candidate.precision),
+        "facts": provenance.collect(),
     }
 
 

@@ -58,6 +58,7 @@ def to_fp16(onnx_path: Path, out_path: Path, spec: Spec, experiment: str) -> dic
         "difference_on_generated_image": differences,
         "difference_missing": f"ONNX Runtime has no {PLUGIN}; see the parity of the engine" if has_plugin else None,
         "lineage": made.lineage,
+        "facts": made.facts,
     }
 
 

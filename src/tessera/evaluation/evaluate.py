@@ -18,6 +18,7 @@ from tessera.evaluation.panoptic import PanopticMetric
 from tessera.evaluation.predictions import encode_record, write_predictions
 from tessera.evaluation.progress import track
 from tessera.evaluation.semantic import SemanticMetric
+from tessera.evaluation.statistics import Statistics, per_image_counts, write_statistics
 from tessera.files import UserError
 from tessera.ops.rle import encode_masks
 from tessera.spec.networks import Mode
@@ -39,6 +40,9 @@ class Evaluation:
     """See ``evaluation.predictions``."""
     mode: Mode
     catalog: ClassCatalog
+    counted: list[int]
+    """Labels of the classes that take part."""
+    instances: InstanceMetric | None = None
 
     def to_json(
         self,
@@ -67,6 +71,22 @@ class Evaluation:
 
     def write_predictions(self, path: Path) -> None:
         write_predictions(path, self.mode, self.catalog, self.predictions)
+
+    def statistics(self) -> Statistics:
+        """What each image contributes to the metrics, by ascending image id."""
+        records = sorted(self.predictions, key=lambda record: record["image_id"])
+        detections = {} if self.instances is None else self.instances.statistics()
+        return Statistics(
+            mode=self.mode,
+            classes=list(self.catalog.names),
+            things=list(self.catalog.thing_ids),
+            counted=self.counted,
+            image_ids=[record["image_id"] for record in records],
+            parts=per_image_counts(records, len(self.catalog)) | detections,
+        )
+
+    def write_statistics(self, path: Path) -> None:
+        write_statistics(path, self.statistics())
 
     def summary(self) -> str:
         """A few lines for a terminal."""
@@ -153,7 +173,10 @@ class Evaluator:
                 f"the {len(self.records)} evaluated images have no annotated object of any class, so no metric is defined; "
                 "check the split's annotations and the label map"
             )
-        return Evaluation(metrics, rows, len(self.records), seconds, self.records, self.mode, self.catalog)
+        counted = list(range(len(self.catalog))) if self.classes is None else sorted(self.classes)
+        return Evaluation(
+            metrics, rows, len(self.records), seconds, self.records, self.mode, self.catalog, counted, self.instances
+        )
 
     def _note(self, image_id: int, file_name: str) -> None:
         if image_id in self._seen:

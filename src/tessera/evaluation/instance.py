@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
+from tessera.evaluation.statistics import SIZES, THRESHOLDS, Columns, as_columns
 from tessera.ops.rle import Rle, encode_masks
 from tessera.structures import ClassCatalog, ImageMeta, Instances, Target
 
@@ -33,6 +35,7 @@ class InstanceMetric:
         self.images: list[dict[str, Any]] = []
         self.truths: list[dict[str, Any]] = []
         self.predictions: list[dict[str, Any]] = []
+        self._runs: dict[str, COCOeval_faster] = {}
 
     def update(self, prediction: Instances, rles: Sequence[Rle] | None, truth: Target, meta: ImageMeta) -> None:
         """``rles`` are the encoded masks of ``prediction``, None from pure detectors."""
@@ -81,7 +84,9 @@ class InstanceMetric:
         for kind, prefix in (("segm", ""), ("bbox", "box_")):
             if kind == "segm" and not with_masks:
                 continue
-            stats, precision, recall = self._coco(kind)
+            run = self._runs[kind] = self._coco(kind)
+            precision, recall = run.eval["precision"], run.eval["recall"]
+            stats = [float(value) for value in run.stats[: len(NAMES)]]
             metrics |= {f"{prefix}{name}": value for name, value in zip(NAMES, stats, strict=True) if value > -1}
             for index, label in enumerate(self.things):
                 rows[label][f"{prefix}AP"] = _mean(precision[:, :, index, 0, -1])
@@ -89,8 +94,39 @@ class InstanceMetric:
                 rows[label][f"{prefix}AR"] = _mean(recall[:, index, 0, -1])
         return metrics, rows
 
-    def _coco(self, kind: str) -> tuple[list[float], np.ndarray, np.ndarray]:
-        """The twelve numbers, the precision array (thresholds, recalls, classes, areas, most detections), and the same of recall."""
+    def statistics(self) -> dict[str, Columns]:
+        """What each image contributed to the last ``result``; see ``evaluation.statistics``. Images are numbered by ascending id."""
+        found = {}
+        for kind, run in self._runs.items():
+            found[kind], found[f"{kind}_truth"] = self._matches(run)
+        return found
+
+    def _matches(self, run: COCOeval_faster) -> tuple[Columns, Columns]:
+        # The evaluator's answers by class, range of sizes and image; pickling is its way to show one: matches of the predictions (ids, by
+        # threshold), matches of the truths, scores, whether each truth is ignored, whether each prediction is (by threshold).
+        answers, images = run._evalImgs_cpp, len(run.params.imgIds)
+        bits = 1 << np.arange(THRESHOLDS)
+        predictions: list[tuple[float, ...]] = []
+        truths: list[tuple[float, ...]] = []
+        for image, (place, label) in itertools.product(range(images), enumerate(self.things)):
+            numbers = [(place * len(SIZES) + size) * images + image for size in range(len(SIZES))]
+            _, _, scores, truth_ignored, _, _ = answers[numbers[0]].__getstate__()
+            if not scores and not truth_ignored:
+                continue
+            by_size = [answers[number].__getstate__() for number in numbers]
+            flags = []
+            for matches, _, _, _, ignores, _ in by_size:
+                ignored = np.array(ignores, bool).reshape(THRESHOLDS, len(scores))
+                matched = (np.array(matches).reshape(THRESHOLDS, len(scores)) > 0) & ~ignored
+                flags += [(bits @ matched).tolist(), (bits @ ignored).tolist()]
+            predictions += [(image, label, *line) for line in zip(scores, *flags, strict=True)]
+            if truth_ignored:
+                truths.append((image, label, *(len(state[3]) - sum(state[3]) for state in by_size)))
+        kind = run.params.iouType
+        return as_columns(kind, predictions), as_columns(f"{kind}_truth", truths)
+
+    def _coco(self, kind: str) -> COCOeval_faster:
+        """Evaluated, accumulated and summarised."""
         keep = ("bbox",) if kind == "bbox" else ("segmentation",)
         shared = ("image_id", "category_id")
         categories = [{"id": label + 1, "name": self.catalog.names[label]} for label in self.things]
@@ -103,10 +139,11 @@ class InstanceMetric:
         ]
         predictions = [_pick(record, (*shared, "score", *keep)) for record in self.predictions]
         truth = COCO({"info": {}, "images": images, "categories": categories, "annotations": truths})
-        evaluator = COCOeval_faster(truth, truth.loadRes(predictions), kind, print_function=_logger.debug)
+        found = truth.loadRes(predictions)
+        # Separately, because then the matches of every image are kept.
+        evaluator = COCOeval_faster(truth, found, kind, print_function=_logger.debug, separate_eval=True)
         evaluator.run()
-        stats = [float(value) for value in evaluator.stats[: len(NAMES)]]
-        return stats, evaluator.eval["precision"], evaluator.eval["recall"]
+        return evaluator
 
 
 def _pick(record: dict[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:

@@ -38,9 +38,16 @@ from tessera.structures import ClassCatalog, Instances, Panoptic, Predictions
 FORMAT = 1
 
 
-def infer(predictor: Predictor, spec: Spec, folder: Path, split_images: Sequence[ImageSource] = ()) -> None:
+def infer(
+    predictor: Predictor,
+    spec: Spec,
+    folder: Path,
+    split_images: Sequence[ImageSource] = (),
+    inputs: Mapping[str, str] | None = None,
+) -> None:
     """Predicts on ``spec.inference.images``, or on ``split_images`` where that is not set, and writes ``folder`` whole or not at all.
 
+    ``inputs``: ``provenance.digests`` of the model.
     Raises UserError when there is no image, and when a model of instances or detections finds nothing in any of them.
     """
     sources = choose_images(spec, split_images)
@@ -56,7 +63,7 @@ def infer(predictor: Predictor, spec: Spec, folder: Path, split_images: Sequence
         "facts": provenance.collect(),
     }
     names = [source.file_name for source in sources]
-    write_results(stream, names, folder, header.catalog, predictor.mode, spec.inference, facts)
+    write_results(stream, names, folder, header.catalog, predictor.mode, spec.inference, facts, inputs)
 
 
 def predict_to(
@@ -93,8 +100,10 @@ def write_results(
     mode: Mode,
     spec: InferenceSpec = InferenceSpec(),
     facts: dict[str, Any] | None = None,
+    inputs: Mapping[str, str] | None = None,
 ) -> None:
-    """``stream`` yields (3, H, W) uint8 images with their predictions in the order of ``file_names``; ``facts`` go into the index."""
+    """``stream`` yields (3, H, W) uint8 images with their predictions in the order of ``file_names``; ``facts`` go into the index, which is
+    ``provenance.sealed`` with ``inputs`` and the files of the folder."""
     if not file_names:
         raise UserError(f"{folder}: no images were given, so there is nothing to write")
     stems = output_stems(file_names)
@@ -106,7 +115,7 @@ def write_results(
             if prediction.meta.file_name != file_name:
                 raise ValueError(f"got the predictions of {prediction.meta.file_name}, expected those of {file_name}")
             writer.add(image, prediction, stems[file_name])
-        writer.finish({"format": FORMAT, "mode": mode, **(facts or {})})
+        writer.finish({"format": FORMAT, "mode": mode, **(facts or {})}, inputs)
 
 
 def output_stems(file_names: Sequence[str]) -> dict[str, str]:
@@ -170,7 +179,7 @@ class _Writer:
             self.panoptic.append({"image_id": meta.image_id, "file_name": f"{stem}.png", "segments_info": segments})
         self.images.append(entry)
 
-    def finish(self, head: dict[str, Any]) -> None:
+    def finish(self, head: dict[str, Any], inputs: Mapping[str, str] | None) -> None:
         if self.mode in ("instance", "detection") and not self.instances:
             raise UserError(
                 f"the model found no instance in any of the {len(self.images)} images, not even an uncertain one; is it trained? "
@@ -183,9 +192,9 @@ class _Writer:
             images = [{key: entry[key] for key in ("id", "file_name", "height", "width")} for entry in self.images]
             document = {"images": images, "annotations": self.panoptic, "categories": categories}
             write_json(self.folder / "panoptic.json", document)
-        files = sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
-        index = {**head, "images": self.images, "categories": categories, "files": [*files, "index.json"]}
-        write_json(self.folder / "index.json", index)
+        outputs = provenance.digests(self.folder, sorted(path for path in self.folder.rglob("*") if path.is_file()))
+        index = {**head, "images": self.images, "categories": categories, "files": [*sorted(outputs), "index.json"]}
+        write_json(self.folder / "index.json", provenance.sealed(index, inputs, outputs))
 
     def _draw(self, image: Tensor, prediction: Predictions, mode: Mode, stem: str) -> str:
         """JPEG for photographs that came as JPEG, PNG otherwise."""

@@ -87,6 +87,16 @@ def read_expected(grid: Grid, results: Path, experiment: str, runtime: str, prec
     return found
 
 
+def read_document(path: Path, experiment: str, expected: dict[str, Any]) -> dict[str, Any]:
+    """What a stage wrote for ``experiment`` from the lineage ``expected``; raises UserError for anything else."""
+    document = read_json(path)
+    if not isinstance(document, dict) or document.get("experiment") != experiment:
+        found = document.get("experiment") if isinstance(document, dict) else type(document).__name__
+        raise UserError(f"{path}: says it is of {found!r}, expected {experiment!r}; was it copied by hand?")
+    require_lineage(path, document.get("lineage"), expected)
+    return document
+
+
 def require_lineage(path: Path, found: Any, expected: dict[str, Any]) -> None:
     """Raises UserError unless the file at ``path`` was made from exactly the present spec."""
     changed = differences(found, expected)

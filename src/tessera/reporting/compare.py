@@ -2,55 +2,160 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
+import numpy as np
 import pandas as pd
 
-from tessera.files import UserError, write_text
-from tessera.reporting.collect import Evaluation, collect
-from tessera.spec.compose import Grid
+from tessera import provenance
+from tessera.evaluation.statistics import read_statistics
+from tessera.files import UserError, write_json, write_text
+from tessera.reporting.collect import Evaluation, collect, read_document
+from tessera.reporting.statistics import LEVEL, interval, metrics_of, resample_weights, two_sided_p
+from tessera.reporting.table import DIFFERS, RUNTIME_NAMES, Cell, Column, ComparisonTable, Row, to_latex, to_markdown
+from tessera.spec.compose import Grid, Table
+from tessera.spec.lineage import lineage
+from tessera.spec.planning import COMPARE_VERSION, evaluation_file, statistics_file
 
 MAIN_METRICS = ("PQ", "SQ", "RQ", "AP", "AP50", "box_AP", "mIoU", "pixel_accuracy")
 """Shown where a table names no metrics, in this order, as far as there are any."""
 
-RUNTIME_NAMES = {"torch": "PyTorch", "onnx": "ONNX Runtime", "trt": "TensorRT"}
+__all__ = ["RUNTIME_NAMES", "choose_metrics", "compare", "long_form"]
 
 ROW = ["model", "backbone", "dataset", "variant"]
 COLUMN = ["runtime", "precision", "metric"]
-DATASET = ROW.index("dataset")
 
-Row = tuple[str, str, str, str]
-Column = tuple[str, str, str]
+Names = tuple[str, str, str, str]
+"""What ``ROW`` holds of a row."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    mean: float
-    """Percent."""
-    std: float | None
-    """Over seeds, of the sample (n - 1); None where there is one seed."""
+class Resampled:
+    """One evaluation on every resample."""
 
-    def text(self, decimals: int, plus_minus: str = "±") -> str:
-        spread = "" if self.std is None else f" {plus_minus} {self.std:.{decimals}f}"
-        return f"{self.mean:.{decimals}f}{spread}"
+    values: dict[str, np.ndarray]
+    """Metric -> (R,) fractions."""
+    image_ids: list[int]
 
 
 def compare(grid: Grid, table: str, results: Path) -> None:
-    """Writes ``results/tables/<table>.csv`` (every number, in full), ``.md`` and ``.tex`` (percent, mean and spread over seeds)."""
+    """Writes ``results/tables/<table>.csv`` (every number, in full), ``.md`` and ``.tex`` (percent, mean and spread over seeds), and ``.json``
+    (the cells in full, and what all of it was made from)."""
     evaluations = collect(grid, table, results)
     definition = grid.tables[table]
-    metrics = choose_metrics(table, evaluations, definition.metrics)
-    numbers = long_form(evaluations)
-    cells = summarise(numbers, metrics)
+    files = {_key(evaluation): _file(results, evaluation) for evaluation in evaluations}
+    inputs = list(files.values())
+    resamples: dict[tuple[str, str, str], Resampled] = {}
+    if definition.resampled:
+        inputs += [statistics_file(path) for path in files.values()]
+        resamples = resample(evaluations, files, definition.resamples)
+    trainings = {name: results / name / "train.json" for name in dict.fromkeys(e.experiment for e in evaluations)}
+    reports = {name: _training(grid, name, path) for name, path in trainings.items()} if definition.parameters else {}
+    inputs += [trainings[name] for name in reports]
+    numbers = long_form(evaluations, {name: parameters for name, (parameters, _) in reports.items()}, resamples)
+    commits = [*(commit for _, commit in reports.values()), *(e.facts.get("commit") for e in evaluations)]
+    made = make_table(table, definition, evaluations, numbers, resamples, commits)
+
     folder = results / "tables"
-    write_text(folder / f"{table}.csv", numbers.to_csv(index=False, lineterminator="\n"))
-    text = to_markdown(cells, evaluations, definition.decimals)
-    write_text(folder / f"{table}.md", text)
-    write_text(folder / f"{table}.tex", to_latex(cells, evaluations, definition.latex_decimals))
+    text = to_markdown(made, definition.decimals)
+    contents = {
+        f"{table}.csv": numbers.to_csv(index=False, lineterminator="\n"),
+        f"{table}.md": text,
+        f"{table}.tex": to_latex(made, definition.latex_decimals),
+    }
+    for name, content in contents.items():
+        write_text(folder / name, content)
+    document = {
+        **made.to_json(),
+        "lineage": {"version": COMPARE_VERSION, "definition": definition.model_dump(mode="json")},
+        "facts": provenance.collect(),
+    }
+    outputs = provenance.digests(folder, (folder / name for name in contents))
+    write_json(folder / f"{table}.json", provenance.sealed(document, provenance.digests(folder, inputs), outputs))
     print(text, end="", flush=True)
+
+
+def make_table(
+    name: str,
+    definition: Table,
+    evaluations: Sequence[Evaluation],
+    numbers: pd.DataFrame,
+    resamples: Mapping[tuple[str, str, str], Resampled],
+    commits: Sequence[str | None],
+) -> ComparisonTable:
+    """``numbers`` as ``long_form`` gives them; rows and columns in order of appearance there."""
+    metrics = choose_metrics(name, evaluations, definition.metrics)
+    columns = [
+        Column(runtime, precision, metric)
+        for runtime, precision in numbers[COLUMN[:2]].drop_duplicates().itertuples(index=False)
+        for metric in metrics
+    ]
+    groups = {
+        key: (100 * values.mean(), 100 * values.std() if len(values) > 1 else None)
+        for key, values in numbers.groupby(ROW + COLUMN, sort=False)["value"]
+    }
+    members: dict[Names, list[Evaluation]] = {}
+    for evaluation in evaluations:
+        members.setdefault(_names(evaluation), []).append(evaluation)
+    baseline = next((_names(e) for e in evaluations if e.experiment == definition.baseline), None)
+
+    def cell(row: Names, column: Column) -> Cell | None:
+        found = groups.get((*row, column.runtime, column.precision, column.metric))
+        if found is None:
+            return None
+        mean, std = float(found[0]), None if found[1] is None else float(found[1])
+        limits = difference = p = None
+        drawn = _mean_of(members[row], column, resamples)
+        if definition.intervals and drawn is not None:
+            limits = interval(100 * drawn)
+        other = None if baseline is None else groups.get((*baseline, column.runtime, column.precision, column.metric))
+        if baseline is not None and other is not None and row != baseline:
+            reference = _mean_of(members[baseline], column, resamples)
+            if drawn is not None and reference is not None and _same_images(members[row], members[baseline], resamples):
+                difference, p = mean - float(other[0]), two_sided_p(drawn - reference)
+        return Cell(mean, std, limits, difference, p, p is not None and p < LEVEL)
+
+    rows = [
+        Row(*row, parameters=_parameters(numbers, row), cells=tuple(cell(row, column) for column in columns))
+        for row in members
+    ]
+    return ComparisonTable(
+        name, tuple(columns), tuple(rows), describe(evaluations, definition), sources(evaluations, commits)
+    )
+
+
+def resample(
+    evaluations: Sequence[Evaluation], files: Mapping[tuple[str, str, str], Path], resamples: int
+) -> dict[tuple[str, str, str], Resampled]:
+    """Every evaluation on the same resamples of its images. Raises UserError for statistics that do not give the evaluation's metrics."""
+    found = {}
+    weights: dict[int, np.ndarray] = {}
+    for number, evaluation in enumerate(evaluations, 1):
+        path = statistics_file(files[_key(evaluation)])
+        statistics = read_statistics(path)
+        images = len(statistics)
+        print(f"compare: resampling {images} images {resamples} times: {number} of {len(evaluations)}", file=sys.stderr)
+        if images != evaluation.images:
+            raise UserError(
+                f"{path}: has {images} images, {files[_key(evaluation)].name} beside it {evaluation.images}; evaluate again"
+            )
+        if images not in weights:
+            # The first is the evaluation itself.
+            drawn = resample_weights(images, resamples)
+            weights[images] = np.concatenate([np.ones((1, images), np.int64), drawn])
+        values = metrics_of(statistics, weights[images])
+        for name, value in evaluation.metrics.items():
+            if value is not None and (name not in values or not abs(values[name][0] - value) < 1e-9):
+                raise UserError(
+                    f"{path}: gives {name} {values[name][0] if name in values else 'no value'}, {files[_key(evaluation)].name} beside it says "
+                    f"{value}; one of them was changed, so evaluate again"
+                )
+        found[_key(evaluation)] = Resampled({name: drawn[1:] for name, drawn in values.items()}, statistics.image_ids)
+    return found
 
 
 def choose_metrics(table: str, evaluations: Sequence[Evaluation], asked: Sequence[str]) -> list[str]:
@@ -64,11 +169,20 @@ def choose_metrics(table: str, evaluations: Sequence[Evaluation], asked: Sequenc
     return list(asked) or [name for name in MAIN_METRICS if name in known] or known
 
 
-def long_form(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
-    """One row per number, as it was measured; a metric without a value has no row."""
-    return pd.DataFrame(
-        [
-            {
+def long_form(
+    evaluations: Sequence[Evaluation],
+    parameters: Mapping[str, int] = MappingProxyType({}),
+    resamples: Mapping[tuple[str, str, str], Resampled] = MappingProxyType({}),
+) -> pd.DataFrame:
+    """One row per number, as it was measured; a metric without a value has no row. ``low`` and ``high``, where images were resampled, are the
+    interval of this number alone."""
+    found = []
+    for evaluation in evaluations:
+        drawn = resamples.get(_key(evaluation))
+        for metric, value in evaluation.metrics.items():
+            if value is None:
+                continue
+            line = {
                 "experiment": evaluation.experiment,
                 "model": evaluation.model,
                 "backbone": evaluation.backbone,
@@ -82,139 +196,96 @@ def long_form(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
                 "metric": metric,
                 "value": value,
             }
-            for evaluation in evaluations
-            for metric, value in evaluation.metrics.items()
-            if value is not None
-        ]
-    )
+            if drawn is not None:
+                limits = interval(drawn.values[metric])
+                line["low"], line["high"] = (None, None) if limits is None else limits
+            if parameters:
+                line["parameters"] = parameters[evaluation.experiment]
+            found.append(line)
+    return pd.DataFrame(found)
 
 
-def summarise(numbers: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Cells (None where nothing was measured), rows by ``ROW`` and columns by ``COLUMN``, both in order of appearance."""
-    wanted = numbers[numbers["metric"].isin(list(metrics))]
-    columns = [
-        (runtime, precision, metric)
-        for runtime, precision in numbers[COLUMN[:2]].drop_duplicates().itertuples(index=False)
-        for metric in metrics
-    ]
-    rows = list(numbers[ROW].drop_duplicates().itertuples(index=False, name=None))
-    cells = {
-        key: Cell(100 * values.mean(), 100 * values.std() if len(values) > 1 else None)
-        for key, values in wanted.groupby(ROW + COLUMN, sort=False)["value"]
-    }
-    return pd.DataFrame(
-        [[cells.get((*row, *column)) for column in columns] for row in rows],
-        index=pd.MultiIndex.from_tuples(rows, names=ROW),
-        columns=pd.MultiIndex.from_tuples(columns, names=COLUMN),
-        dtype=object,
-    )
-
-
-def to_markdown(cells: pd.DataFrame, evaluations: Sequence[Evaluation], decimals: int) -> str:
-    """A pipe table aligned for a terminal, and one line that says what the numbers are."""
-    keys = shown_keys(cells)
-    header = keys + [" ".join(part for part in (*_runtime(column), column[2]) if part) for column in _columns(cells)]
-    lines = [
-        [*_row_texts(row, keys), *("-" if cell is None else cell.text(decimals) for cell in values)]
-        for row, values in zip(_rows(cells), cells.to_numpy(), strict=True)
-    ]
-    widths = [max(len(line[place]) for line in [header, *lines]) for place in range(len(header))]
-    aligned = [
-        "| "
-        + " | ".join(
-            text.ljust(width) if place < len(keys) else text.rjust(width)
-            for place, (text, width) in enumerate(zip(line, widths, strict=True))
-        )
-        + " |"
-        for line in [header, *lines]
-    ]
-    rule = "|" + "|".join(
-        "-" * (width + 2) if place < len(keys) else "-" * (width + 1) + ":" for place, width in enumerate(widths)
-    )
-    return "\n".join([aligned[0], rule + "|", *aligned[1:], "", describe(evaluations), ""])
-
-
-def to_latex(cells: pd.DataFrame, evaluations: Sequence[Evaluation], decimals: int) -> str:
-    """A booktabs tabular; the best number of each column and dataset is bold."""
-    keys = shown_keys(cells)
-    best = _best(cells, decimals)
-    groups: dict[str, int] = {}
-    for column in _columns(cells):
-        name = " ".join(part for part in _runtime(column) if part)
-        groups[name] = groups.get(name, 0) + 1
-    heads, rules, start = [], [], len(keys) + 1
-    for name, width in groups.items():
-        heads.append(f"\\multicolumn{{{width}}}{{c}}{{{escape_latex(name)}}}")
-        rules.append(f"\\cmidrule(lr){{{start}-{start + width - 1}}}")
-        start += width
-    titles = [escape_latex(text) for text in [*keys, *(column[2] for column in _columns(cells))]]
-    body = []
-    for row, values in zip(_rows(cells), cells.to_numpy(), strict=True):
-        texts = [escape_latex(text) for text in _row_texts(row, keys)]
-        for column, cell in zip(_columns(cells), values, strict=True):
-            text = "--" if cell is None else cell.text(decimals, r"$\pm$")
-            is_best = cell is not None and best.get((row[DATASET], column)) == round(cell.mean, decimals)
-            texts.append(f"\\textbf{{{text}}}" if is_best else text)
-        body.append(" & ".join(texts) + r" \\")
-    return "\n".join(
-        [
-            f"% {describe(evaluations)}",
-            f"\\begin{{tabular}}{{{'l' * len(keys)}{'r' * len(cells.columns)}}}",
-            r"\toprule",
-            " & ".join([""] * len(keys) + heads).strip() + r" \\",
-            " ".join(rules),
-            " & ".join(titles) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
-
-
-def shown_keys(cells: pd.DataFrame) -> list[str]:
-    """Columns that name a row: dataset and variant only where rows differ in them."""
-    return [key for key in ROW if key in ROW[:2] or cells.index.get_level_values(key).nunique() > 1]
-
-
-def describe(evaluations: Sequence[Evaluation]) -> str:
-    """What was measured, on how many images, over how many seeds."""
+def describe(evaluations: Sequence[Evaluation], definition: Table) -> tuple[str, ...]:
+    """What was measured, on how many images, over how many seeds, and what the signs mean."""
     sets = dict.fromkeys(f"{e.dataset} {e.split} ({e.images} images)" for e in evaluations)
     seeds = len({evaluation.seed for evaluation in evaluations})
-    spread = f"; mean ± standard deviation over up to {seeds} seeds" if seeds > 1 else ""
-    return f"Percent, on {', '.join(sets)}{spread}."
+    notes = [f"Percent, on {', '.join(sets)}"]
+    if seeds > 1:
+        notes.append(f"mean ± standard deviation over up to {seeds} seeds")
+    how = f"{definition.resamples} resamples of the images"
+    if definition.intervals:
+        notes.append(f"in brackets the {100 * (1 - LEVEL):.0f} % bootstrap interval ({how})")
+    if definition.baseline is not None:
+        notes.append(f"{DIFFERS} differs from {definition.baseline} (paired bootstrap, two-sided p < {LEVEL}, {how})")
+    return tuple(notes)
 
 
-def escape_latex(text: str) -> str:
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return "".join(special.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text)
+def sources(evaluations: Sequence[Evaluation], commits: Sequence[str | None]) -> str:
+    """Commits and digests of data, each once."""
+    known = [commit[:12] + "-dirty" * commit.endswith("-dirty") for commit in commits if commit]
+    data = dict.fromkeys(
+        f"{e.dataset} {' '.join(f'{split} {digest}' for split, digest in sorted(e.lineage['data'].items()))}"
+        for e in evaluations
+    )
+    named = f"commit{'s' * (len(set(known)) > 1)} {', '.join(dict.fromkeys(known))}" if known else "no known commit"
+    return f"From {named}; digests of the data: {', '.join(data)}."
 
 
-def _rows(cells: pd.DataFrame) -> list[Row]:
-    return list(cells.index)
+def _training(grid: Grid, experiment: str, path: Path) -> tuple[int, str | None]:
+    """Number of parameters, and the commit that trained."""
+    report = read_document(path, experiment, lineage(grid.resolve(experiment).spec, "train"))
+    try:
+        return int(report["parameters"]["total"]), report["facts"]["commit"]
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{path}: expected `parameters.total` and `facts.commit`, as the stage train writes them; make it again with "
+            f"`snakemake --cores 2 {path}`"
+        ) from None
 
 
-def _columns(cells: pd.DataFrame) -> list[Column]:
-    columns: list[Any] = cells.columns.to_list()
-    return columns
+def _parameters(numbers: pd.DataFrame, row: Names) -> int | None:
+    """Of any seed: they build the same network."""
+    if "parameters" not in numbers:
+        return None
+    return int(numbers.loc[(numbers[ROW] == row).all(axis=1), "parameters"].iloc[0])
 
 
-def _runtime(column: Column) -> tuple[str, str]:
-    """fp32 goes without saying."""
-    runtime, precision, _ = column
-    return RUNTIME_NAMES.get(runtime, runtime), "" if precision == "fp32" else precision
+def _mean_of(
+    evaluations: Sequence[Evaluation], column: Column, resamples: Mapping[tuple[str, str, str], Resampled]
+) -> np.ndarray | None:
+    """(R,) fractions: the mean over seeds on each resample; None where nothing was resampled or measured."""
+    drawn = [
+        resamples[_key(evaluation)].values[column.metric]
+        for evaluation in evaluations
+        if (evaluation.runtime, evaluation.precision) == (column.runtime, column.precision)
+        and evaluation.metrics.get(column.metric) is not None
+        and _key(evaluation) in resamples
+    ]
+    return np.mean(drawn, 0) if drawn else None
 
 
-def _row_texts(row: Row, keys: Sequence[str]) -> list[str]:
-    return [text or "-" for key, text in zip(ROW, row, strict=True) if key in keys]
+def _same_images(
+    one: Sequence[Evaluation], two: Sequence[Evaluation], resamples: Mapping[tuple[str, str, str], Resampled]
+) -> bool:
+    """False for other datasets or splits, which are not compared. Raises UserError where one split has other images."""
+    if (one[0].dataset, one[0].split) != (two[0].dataset, two[0].split):
+        return False
+    lists = {tuple(resamples[_key(evaluation)].image_ids) for evaluation in (*one, *two)}
+    if len(lists) > 1:
+        raise UserError(
+            f"{one[0].experiment} and {two[0].experiment} were evaluated on other images of {one[0].dataset} {one[0].split}, so they cannot be "
+            "compared image by image; evaluate them on the same data, or remove `baseline` from the table"
+        )
+    return True
 
 
-def _best(cells: pd.DataFrame, decimals: int) -> dict[tuple[str, Column], float]:
-    """(dataset, column) -> highest mean as printed, so that equal texts are all bold; none where there is nothing to compare."""
-    best: dict[tuple[str, Column], list[float]] = {}
-    for row, values in zip(_rows(cells), cells.to_numpy(), strict=True):
-        for column, cell in zip(_columns(cells), values, strict=True):
-            if cell is not None:
-                best.setdefault((row[DATASET], column), []).append(round(cell.mean, decimals))
-    return {key: max(means) for key, means in best.items() if len(means) > 1}
+def _key(evaluation: Evaluation) -> tuple[str, str, str]:
+    return evaluation.experiment, evaluation.runtime, evaluation.precision
+
+
+def _file(results: Path, evaluation: Evaluation) -> Path:
+    return results / evaluation.experiment / evaluation_file(evaluation.runtime, evaluation.precision)
+
+
+def _names(evaluation: Evaluation) -> Names:
+    return evaluation.model, evaluation.backbone, evaluation.dataset, "-".join(evaluation.variants)

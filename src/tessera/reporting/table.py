@@ -109,10 +109,6 @@ class ComparisonTable:
                         found[number][place] = "second"
         return found
 
-    @property
-    def caption(self) -> str:
-        return f"{'; '.join(self.notes)}."
-
     def to_json(self) -> dict[str, Any]:
         return {
             "table": self.name,

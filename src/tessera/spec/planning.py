@@ -28,9 +28,15 @@ COMPARE_VERSION = 1
 """Raised when a change of src/tessera/reporting changes the tables."""
 
 
+def runtime_file(kind: str, runtime: str, precision: str) -> str:
+    """``onnx_eval.fp16.json`` of ``eval.json``: the runtime is a prefix except for PyTorch, the precision a suffix except for fp32."""
+    stem, dot, suffix = kind.partition(".")
+    prefix = "" if runtime == "torch" else f"{runtime}_"
+    return f"{prefix}{stem}{'' if precision == 'fp32' else f'.{precision}'}{dot}{suffix}"
+
+
 def evaluation_file(runtime: str, precision: str) -> str:
-    """``onnx_eval.fp16.json``: the runtime is a prefix except for PyTorch, the precision a suffix except for fp32."""
-    return f"{'' if runtime == 'torch' else runtime + '_'}eval{'' if precision == 'fp32' else '.' + precision}.json"
+    return runtime_file("eval.json", runtime, precision)
 
 
 def table_columns(table: Table) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from tessera.data.catalog import load_catalog
 from tessera.files import UserError, write_json, write_text
 from tessera.models import build_model
 from tessera.models.artifact import save_model
-from tessera.provenance import Header
+from tessera.provenance import Header, digests, sealed
 from tessera.spec.lineage import lineage
 from tessera.spec.schema import PostprocessSpec, Spec
 from tessera.structures import Batch, ClassCatalog
@@ -141,9 +141,10 @@ def _write(
         "facts": header.facts,
         "lineage": header.lineage,
     }
-    write_text(results / "metrics.csv", metrics_csv(state.rows))
-    write_json(results / "train.json", report)
-    save_model(results / "model.pth", weights, header)
+    outputs = [results / "metrics.csv", results / "model.pth"]
+    write_text(outputs[0], metrics_csv(state.rows))
+    save_model(outputs[1], weights, header)
+    write_json(results / "train.json", sealed(report, outputs=digests(results, outputs)))
     say(f"wrote {results / 'model.pth'}, metrics.csv and train.json ({state.step} steps, {state.seconds:.0f} s)")
 
 

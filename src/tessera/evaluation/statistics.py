@@ -1,0 +1,144 @@
+"""What each image contributes to the metrics, as one compressed JSON file: every metric of any resample of the images follows from it.
+
+``{"format", "mode", "classes", "things", "counted", "image_ids", "parts": {name: {column: [...]}}}``. A part is a table by columns; ``image``
+is an index into ``image_ids``, which ascend, and ``label`` one into ``classes``. ``counted`` are the labels that take part in means.
+The parts, as far as the mode has them:
+
+- ``semantic``: ``image``, ``label``, and the pixels ``hits``, ``truth``, ``predicted`` of the class
+- ``panoptic``: ``image``, ``label``, ``iou`` (summed over matches), ``tp``, ``fp``, ``fn``
+- ``segm``, ``bbox``: the at most 100 predictions of an image and class, best first: ``image``, ``label``, ``score``, and for each range of
+  sizes ``matched_<range>`` and ``ignored_<range>``, whose bit t speaks of COCO's t-th IoU threshold (0.50, 0.55, ..., 0.95)
+- ``segm_truth``, ``bbox_truth``: ``image``, ``label``, and for each range of sizes how many objects there are to be found
+
+Tables and ``verify`` read this file, so this module needs no torch.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tessera.files import UserError, canonical_json, write_bytes
+
+FORMAT = 1
+
+SIZES = ("all", "small", "medium", "large")
+"""COCO's ranges of object size, in its order."""
+
+THRESHOLDS = 10
+"""IoU 0.50:0.95."""
+
+COLUMNS: dict[str, tuple[str, ...]] = {
+    "semantic": ("image", "label", "hits", "truth", "predicted"),
+    "panoptic": ("image", "label", "iou", "tp", "fp", "fn"),
+} | {
+    name: columns
+    for kind in ("segm", "bbox")
+    for name, columns in (
+        (kind, ("image", "label", "score", *(f"{flag}_{size}" for size in SIZES for flag in ("matched", "ignored")))),
+        (f"{kind}_truth", ("image", "label", *SIZES)),
+    )
+}
+
+FRACTIONAL = ("score", "iou")
+"""Columns of float64; the others are int64."""
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    mode: str
+    classes: list[str]
+    things: list[int]
+    """Labels of the countable classes."""
+    counted: list[int]
+    image_ids: list[int]
+    parts: dict[str, Columns]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+def write_statistics(path: Path, statistics: Statistics) -> None:
+    """Byte-identical for equal statistics."""
+    parts = {name: {key: values.tolist() for key, values in part.items()} for name, part in statistics.parts.items()}
+    document = {"format": FORMAT, **asdict(statistics), "parts": parts}
+    write_bytes(path, gzip.compress(canonical_json(document).encode(), compresslevel=6, mtime=0))
+
+
+def read_statistics(path: Path) -> Statistics:
+    """Raises UserError when the file is missing, cut off or something else."""
+    try:
+        document = json.loads(gzip.decompress(path.read_bytes()))
+        if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        parts = {name: _columns(name, part, len(document["image_ids"])) for name, part in document["parts"].items()}
+        return Statistics(**{**document, "parts": parts})
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; evaluate writes it: `snakemake --cores 2 {path}`") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); evaluate again") from None
+    except (
+        EOFError,
+        zlib.error,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        reason = str(error).partition("\n")[0][:200] or type(error).__name__
+        raise UserError(
+            f"{path}: is no file of statistics of this version, or is cut off ({reason}); evaluate again"
+        ) from None
+
+
+def _columns(name: str, part: Mapping[str, Sequence[float]], images: int) -> Columns:
+    if tuple(sorted(part)) != tuple(sorted(COLUMNS[name])):
+        raise ValueError(f"{name} has the columns {', '.join(sorted(part))}, expected {', '.join(COLUMNS[name])}")
+    found = {key: np.array(part[key], np.float64 if key in FRACTIONAL else np.int64) for key in COLUMNS[name]}
+    if len({values.shape for values in found.values()}) != 1 or found["image"].ndim != 1:
+        raise ValueError(f"the columns of {name} are not equally long")
+    if found["image"].size and not 0 <= found["image"].min() <= found["image"].max() < images:
+        raise ValueError(f"{name} speaks of images that are not listed")
+    return found
+
+
+def per_image_counts(records: Sequence[Mapping[str, Any]], num_classes: int) -> dict[str, Columns]:
+    """The parts ``semantic`` and ``panoptic`` of ``evaluation.predictions`` records, which are sorted by image id."""
+    semantic: list[tuple[float, ...]] = []
+    panoptic: list[tuple[float, ...]] = []
+    for image, record in enumerate(records):
+        if "semantic" in record:
+            confusion = np.zeros((num_classes, num_classes), np.int64)
+            for row, column, pixels in record["semantic"]["confusion"]:
+                confusion[row, column] = pixels
+            counts = zip(
+                confusion.diagonal().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist(), strict=True
+            )
+            semantic += [(image, label, *found) for label, found in enumerate(counts) if any(found)]
+        if "panoptic" in record:
+            panoptic += [(image, *row) for row in record["panoptic"]["quality"]]
+    found = {}
+    for name, rows in (("semantic", semantic), ("panoptic", panoptic)):
+        if any(name in record for record in records):
+            found[name] = as_columns(name, rows)
+    return found
+
+
+def as_columns(name: str, rows: Sequence[Sequence[float]]) -> Columns:
+    """From one tuple per line, in the order of ``COLUMNS``."""
+    values = list(zip(*rows, strict=True)) or [()] * len(COLUMNS[name])
+    return {
+        key: np.array(column, np.float64 if key in FRACTIONAL else np.int64)
+        for key, column in zip(COLUMNS[name], values, strict=True)
+    }

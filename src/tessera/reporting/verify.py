@@ -1,0 +1,252 @@
+"""Does a results tree still hold? Every stage leaves a JSON record that is sealed and names the digests of the files before and after it
+(``provenance.sealed``), so that an edited or swapped file is found by following them; reads no model and needs no torch.
+
+Nothing of this is a signature: whoever makes all records of a chain anew goes unseen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tessera import provenance
+from tessera.evaluation.statistics import read_statistics
+from tessera.files import UserError, digest_file, read_json
+from tessera.reporting.statistics import evaluated
+from tessera.spec.compose import Grid
+from tessera.spec.lineage import RUNTIMES, differences, lineage
+from tessera.spec.planning import COMPARE_VERSION, runtime_file, statistics_file
+
+TOLERANCE = 1e-9
+"""Between a metric and what its statistics give: sums in another order."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    verdict: Literal["holds", "broken", "warning"]
+    path: Path
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.verdict:<7}  {self.path}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Record:
+    """Which stage leaves a file."""
+
+    stage: str
+    runtime: str = "torch"
+    precision: str = "fp32"
+
+
+def records() -> dict[str, Record]:
+    """By path below an experiment's folder."""
+    found = {"train.json": Record("train"), "export.json": Record("export")}
+    for precision in ("fp32", "fp16"):
+        suffix = "" if precision == "fp32" else f".{precision}"
+        found[f"precision.{precision}.json"] = Record("precision", precision=precision)
+        found[f"model{suffix}.engine.json"] = Record("engine", precision=precision)
+        for runtime in RUNTIMES:
+            for stage, kind in (("parity", "parity.json"), ("evaluate", "eval.json")):
+                found[runtime_file(kind, runtime, precision)] = Record(stage, runtime, precision)
+            folder = runtime_file("inference", runtime, precision)
+            found[f"{folder}/index.json"] = Record("infer", runtime, precision)
+    return found
+
+
+def verify(grid: Grid, path: Path, results: Path) -> Iterator[Finding]:
+    """Of one experiment's folder, of the tables' folder, or of all of ``results``. Raises UserError for any other path."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; expected {results} or a folder in it, such as {results}/<experiment>")
+    if path.resolve() == results.resolve():
+        folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+        if not folders:
+            raise UserError(f"{path}: holds no results; nothing to verify")
+    elif path.resolve().parent == results.resolve():
+        folders = [path]
+    else:
+        raise UserError(f"{path}: expected {results} or a folder in it, such as {results}/<experiment>")
+    for folder in folders:
+        if folder.name == "tables":
+            yield from _verify_tables(grid, folder)
+        elif folder.name in grid.parts:
+            yield from _verify_experiment(grid, folder)
+        else:
+            yield from _verify_other(folder)
+
+
+def _verify_experiment(grid: Grid, folder: Path) -> Iterator[Finding]:
+    try:
+        spec = grid.resolve(folder.name).spec
+    except UserError as error:
+        yield Finding("broken", folder, f"its spec can no longer be made: {error}")
+        return
+    found: dict[Path, dict[str, Any]] = {}
+    for name, record in records().items():
+        path = folder / name
+        if not path.is_file():
+            continue
+        expected = {"experiment": folder.name}
+        if record.stage in ("parity", "evaluate", "infer"):
+            expected |= {"runtime": record.runtime, "precision": record.precision}
+        wanted = lineage(spec, record.stage, record.runtime, record.precision)
+        document = yield from _verify_record(path, wanted, expected)
+        if document is not None:
+            found[path] = document
+            if record.stage == "evaluate":
+                yield from _verify_metrics(path, document)
+    if not any((folder / name).is_file() for name in records()):
+        yield Finding("broken", folder, "holds nothing that a stage recorded")
+    yield from _strangers(folder, found)
+    yield from _facts(grid.root, folder, found)
+
+
+def _verify_tables(grid: Grid, folder: Path) -> Iterator[Finding]:
+    found: dict[Path, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*.json")):
+        if path.stem not in grid.tables:
+            yield Finding("broken", path, "config/config.yaml has no such table")
+            continue
+        definition = grid.tables[path.stem].model_dump(mode="json")
+        wanted = {"version": COMPARE_VERSION, "definition": definition}
+        document = yield from _verify_record(path, wanted, {"table": path.stem})
+        if document is not None:
+            found[path] = document
+    yield from _strangers(folder, found)
+    yield from _facts(grid.root, folder, found)
+
+
+def _verify_other(folder: Path) -> Iterator[Finding]:
+    """Figures and the like, or an experiment that the configuration no longer has."""
+    known = [folder / name for name in records() if (folder / name).is_file()]
+    if known:
+        yield Finding(
+            "broken", folder, "config/config.yaml has no such experiment: nothing says what it should be made from"
+        )
+    found: dict[Path, dict[str, Any]] = {}
+    for path in known:
+        document = yield from _verify_record(path, None, {})
+        if document is not None:
+            found[path] = document
+    yield from _strangers(folder, found)
+
+
+def _verify_record(path: Path, wanted: dict[str, Any] | None, expected: Mapping[str, str]) -> Iterator[Finding] | Any:
+    """Yields findings and returns the document; None where there is nothing more to be said of it."""
+    try:
+        document = read_json(path)
+    except UserError as error:
+        yield Finding("broken", path, str(error).removeprefix(f"{path}: "))
+        return None
+    if not isinstance(document, dict) or not all(isinstance(document.get(key), dict) for key in ("inputs", "outputs")):
+        yield Finding("broken", path, "carries no digests, because an older version wrote it or by hand; make it again")
+        return None
+    problems = []
+    if not provenance.seal_holds(document):
+        problems.append("was edited after it was written: its seal does not fit its content")
+    for key, value in expected.items():
+        if document.get(key) != value:
+            problems.append(f"says that its {key} is {document.get(key)}, expected {value}; was it copied by hand?")
+    changed = [] if wanted is None else differences(document.get("lineage"), wanted)
+    problems += [f"was made from another spec: {line}" for line in changed[:20]]
+    held = []
+    for name, digest in document["outputs"].items():
+        output = path.parent / name
+        if not output.is_file():
+            problems.append(f"{name}, which was written with it, is not there")
+        elif digest_file(output) != digest:
+            problems.append(f"{name} is not the file that was written with it")
+        else:
+            held.append(name)
+    for name, digest in document["inputs"].items():
+        source = path.parent / name
+        if not source.is_file():
+            yield Finding("warning", path, f"{name}, from which it was made, is not here to be compared")
+        elif digest_file(source) != digest:
+            problems.append(f"was made from another {name} than the one here")
+        else:
+            held.append(name)
+    for problem in problems:
+        yield Finding("broken", path, problem)
+    if not problems:
+        files = f"{', '.join(held[:6])}{f' and {len(held) - 6} more files' if len(held) > 6 else ''}"
+        parts = ["seal", *(["lineage"] if wanted is not None else []), *([files] if files else [])]
+        yield Finding("holds", path, ", ".join(parts))
+    return document
+
+
+def _verify_metrics(path: Path, document: Mapping[str, Any]) -> Iterator[Finding]:
+    """The numbers of eval.json made again from its statistics."""
+    statistics = statistics_file(path)
+    written = document.get("metrics")
+    try:
+        derived = evaluated(read_statistics(statistics))
+        if not isinstance(written, dict):
+            raise UserError(f"{path}: has no `metrics`")
+    except UserError as error:
+        yield Finding("broken", path, f"its metrics cannot be made again: {error}")
+        return
+    wrong = [
+        f"{name} is {written.get(name)}, {statistics.name} gives {derived.get(name)}"
+        for name in sorted(written.keys() | derived.keys())
+        if not _equal(written.get(name), derived.get(name))
+    ]
+    for line in wrong:
+        yield Finding("broken", path, line)
+    if not wrong:
+        yield Finding("holds", path, f"{len(derived)} metrics made again from {statistics.name}")
+
+
+def _equal(one: Any, two: Any) -> bool:
+    if one is None or two is None:
+        return one is two
+    return isinstance(one, int | float) and abs(one - two) <= TOLERANCE
+
+
+def _strangers(folder: Path, found: Mapping[Path, Mapping[str, Any]]) -> Iterator[Finding]:
+    """Files that no record names: nothing can be said of them."""
+    named = {path.resolve() for path in found}
+    named |= {(path.parent / name).resolve() for path, document in found.items() for name in document["outputs"]}
+    unknown = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.resolve() not in named]
+    shown = [path for path in unknown if not path.name.startswith(".")]
+    if shown:
+        names = ", ".join(path.relative_to(folder).as_posix() for path in shown[:6])
+        more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""
+        yield Finding("warning", folder, f"no record speaks of {names}{more}")
+
+
+def _facts(root: Path, folder: Path, found: Mapping[Path, Mapping[str, Any]]) -> Iterator[Finding]:
+    """Commits other than the checkout's, and packages other than the locked ones: reasons to be careful, not faults."""
+    present = provenance.commit()
+    locked = locked_versions(root / "envs" / "tessera.lock")
+    remarks: dict[str, list[str]] = {}
+    for path, document in found.items():
+        facts = document.get("facts")
+        if not isinstance(facts, dict):
+            continue
+        if facts.get("commit") != present:
+            remarks.setdefault(f"made at commit {facts.get('commit')}, the checkout is at {present}", []).append(
+                path.name
+            )
+        elif present is not None and present.endswith("-dirty"):
+            remarks.setdefault(f"made from a checkout with uncommitted changes ({present})", []).append(path.name)
+        for package, version in (facts.get("packages") or {}).items():
+            pinned = locked.get(package)
+            # Builds of one version differ behind the plus.
+            if pinned is not None and str(version).partition("+")[0] != pinned:
+                remarks.setdefault(f"made with {package} {version}, envs/tessera.lock has {pinned}", []).append(
+                    path.name
+                )
+    for remark, names in remarks.items():
+        yield Finding("warning", folder, f"{', '.join(names)}: {remark}")
+
+
+def locked_versions(path: Path) -> dict[str, str]:
+    """Package -> version of a lock file; empty without one."""
+    if not path.is_file():
+        return {}
+    return dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
