@@ -1,4 +1,5 @@
 import pickle
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -127,6 +128,17 @@ def test_iters_per_epoch_goes_through_further_passes() -> None:
 def test_too_few_images_for_one_step() -> None:
     with pytest.raises(UserError, match=r"3 image\(s\), fewer than one step takes"):
         TrainBatches(3, 2, 0, 0, world_size=2)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_process_tells_its_error_alone(workers: int, demo: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo, tmp_path, dirs_exist_ok=True)
+    for image in (tmp_path / "demo/images/train").iterdir():
+        image.unlink()
+    with pytest.raises(UserError) as caught:
+        batches(make_spec(tmp_path, workers), 0)
+    assert str(caught.value).startswith(str(tmp_path)) and "no such file" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def evaluated(spec: Spec, **keys: int) -> list[Batch]:

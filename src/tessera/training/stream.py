@@ -46,8 +46,6 @@ class Stream:
             raise UserError(
                 f"epoch {epoch + 1} ended before its {self.steps_per_epoch} steps; did the data change while training?"
             ) from None
-        except UserError as error:
-            raise UserError(_own_message(str(error))) from None
 
     def _check(self, batch: Batch) -> None:
         for meta, target in zip(batch.metas, batch.targets or (), strict=False):
@@ -56,8 +54,3 @@ class Stream:
                     f"{meta.file_name}: has class {int(target.labels.max())}, but the label map has {self.num_classes} classes "
                     f"(0..{self.num_classes - 1} inside); correct dataset.label_map or the annotations"
                 )
-
-
-def _own_message(text: str) -> str:
-    """A loader process wraps its error into a traceback; the user needs the last part."""
-    return text.rpartition(f"{UserError.__module__}.{UserError.__qualname__}: ")[2].strip()
