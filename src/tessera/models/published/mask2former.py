@@ -6,10 +6,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from tessera.models.published import resnet, split_packed
+from tessera.models.published import resnet, split_packed, swin
 from tessera.models.published.renaming import Rules, apply
 
 _SWIN = r"^model\.pixel_level_module\.encoder\.(?:swin\.)?"
@@ -17,25 +16,7 @@ _PIXELS = r"^model\.pixel_level_module\.decoder\."
 _QUERIES = r"^model\.transformer_module\."
 
 _TRANSFORMERS: Rules = (
-    (_SWIN + r"embeddings\.patch_embeddings\.projection\.", "backbone.patch_embed.proj."),
-    (_SWIN + r"embeddings\.norm\.", "backbone.patch_embed.norm."),
-    (_SWIN + r"encoder\.layers\.", "backbone.layers."),
-    (_SWIN + r"hidden_states_norms\.stage1\.", "backbone.norm0."),
-    (_SWIN + r"hidden_states_norms\.stage2\.", "backbone.norm1."),
-    (_SWIN + r"hidden_states_norms\.stage3\.", "backbone.norm2."),
-    (_SWIN + r"hidden_states_norms\.stage4\.", "backbone.norm3."),
-    (
-        r"\.attention\.(?:self\.|relative_position_bias\.)relative_position_bias_table$",
-        ".attn.relative_position_bias_table",
-    ),
-    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
-    (r"\.attention\.(?:self\.query|q_proj)\.", ".attn.q."),
-    (r"\.attention\.(?:self\.key|k_proj)\.", ".attn.k."),
-    (r"\.attention\.(?:self\.value|v_proj)\.", ".attn.v."),
-    (r"\.layernorm_before\.", ".norm1."),
-    (r"\.layernorm_after\.", ".norm2."),
-    (r"(blocks\.\d+)\.intermediate\.dense\.", r"\1.mlp.fc1."),
-    (r"(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+    (_SWIN, "backbone."),
     (_PIXELS + r"input_projections\.", "pixel_decoder.input_proj."),
     (_PIXELS + r"encoder\.layers\.(\d+)\.self_attn\.", r"pixel_decoder.layers.\1.self_attn."),
     (_PIXELS + r"encoder\.layers\.(\d+)\.self_attn_layer_norm\.", r"pixel_decoder.layers.\1.norm1."),
@@ -86,28 +67,15 @@ def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our names; unknown names stay as they are, for the strict loading to report."""
     rules = (*_TRANSFORMERS, *_ORIGINAL)
     renamed = {apply(rules, name): value for name, value in state.items() if not _NOT_WEIGHTS.search(name)}
-    return split_packed(_pack_swin(_rename_resnet(renamed)))
+    return split_packed(_rename_backbone(renamed))
 
 
-def _rename_resnet(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Where the backbone is detectron2's, whose names are not timm's."""
-    if "backbone.stem.conv1.weight" not in state:
-        return state
+def _rename_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a ResNet of detectron2, or a Swin."""
     prefix = "backbone."
     inside = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    names, ours = (resnet, f"{prefix}net.") if "stem.conv1.weight" in inside else (swin, prefix)
     return {
-        **{f"{prefix}net.{name}": value for name, value in resnet.rename(inside).items()},
+        **{ours + name: value for name, value in names.rename(inside).items()},
         **{name: value for name, value in state.items() if not name.startswith(prefix)},
     }
-
-
-def _pack_swin(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Separate query, key and value of the Swin blocks to one ``qkv``."""
-    packed: dict[str, Tensor] = {}
-    for name, value in state.items():
-        found = re.fullmatch(r"(backbone\..*\.attn)\.([qkv])\.(weight|bias)", name)
-        if found is None:
-            packed[name] = value
-        elif found[2] == "q" and all(f"{found[1]}.{part}.{found[3]}" in state for part in "kv"):
-            packed[f"{found[1]}.qkv.{found[3]}"] = torch.cat([state[f"{found[1]}.{part}.{found[3]}"] for part in "qkv"])
-    return packed

@@ -55,13 +55,13 @@ def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     if any(name.startswith("features.") for name in state):
         return {apply(_TORCHVISION, name): value for name, value in state.items()}
     if any(".layernorm_before." in name for name in state):
-        return pack_attention({apply(_TRANSFORMERS, name): value for name, value in state.items()})
+        return _pack_attention({apply(_TRANSFORMERS, name): value for name, value in state.items()})
     if any(name.startswith("layers.3.downsample.") for name in state):
         return {apply(_TIMM, name): value for name, value in state.items()}
     return state
 
 
-def pack_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _pack_attention(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Separate ``attn.q``, ``attn.k`` and ``attn.v`` to one ``attn.qkv``."""
     packed: dict[str, Tensor] = {}
     for name, value in state.items():
