@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tessera.spec.planning import engine_notice, evaluation_file
+from tessera.spec.planning import Plan, engine_notice, evaluation_file
+from tests.workflow.project import CONFIG, make_project
 
 
 @pytest.mark.parametrize(
@@ -40,3 +43,43 @@ def test_availability_is_only_asked_when_it_matters() -> None:
 )
 def test_evaluation_file(runtime: str, precision: str, name: str) -> None:
     assert evaluation_file(runtime, precision) == name
+
+
+@pytest.mark.parametrize(
+    ("train", "resources", "launcher"),
+    [
+        ({}, {"gpu": 1, "nodes": 1, "threads": 8}, ""),
+        ({"num_gpus": 4}, {"gpu": 4, "nodes": 1, "threads": 32}, ""),
+        ({"gpu_ids": [2, 3]}, {"gpu": 2, "nodes": 1, "threads": 16}, ""),
+        (
+            {"num_nodes": 2},
+            {"gpu": 2, "nodes": 2, "threads": 8, "mpi": "srun", "tasks": 2},
+            "srun --nodes=2 --ntasks-per-node=1 --cpus-per-task=8 --kill-on-bad-exit=1 ",
+        ),
+        (
+            {"num_nodes": 2, "num_gpus": 4},
+            {"gpu": 8, "nodes": 2, "threads": 8, "mpi": "srun", "tasks_per_node": 4},
+            "srun --nodes=2 --ntasks-per-node=4 --cpus-per-task=8 --kill-on-bad-exit=1 ",
+        ),
+    ],
+)
+def test_what_a_training_asks_for(
+    train: dict[str, object],
+    resources: dict[str, object],
+    launcher: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    project = make_project(tmp_path)
+    project.configure("variants/short", {"train": train})
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    plan = Plan(CONFIG, tmp_path)
+    assert plan.training_resources("mask2former_swin-short") == resources
+    assert plan.launcher("mask2former_swin-short", 8) == launcher
+
+
+def test_without_srun_the_training_itself_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = make_project(tmp_path)
+    project.configure("variants/short", {"train": {"num_nodes": 2}})
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert Plan(CONFIG, tmp_path).launcher("mask2former_swin-short", 8) == ""

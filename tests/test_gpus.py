@@ -1,0 +1,104 @@
+"""GPUs are handed out one stage each, and come back however the stage ends. No GPU is needed: their number is given."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tessera import gpus
+from tessera.files import UserError
+
+STAGE = "import os, sys; from tessera import gpus; gpus.hold({}); print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); {}"
+STAY = "sys.stdin.read()"
+
+
+@pytest.fixture
+def start(tmp_path: Path):
+    """Starts a stage that holds GPUs until its stdin closes or it is killed."""
+    started = []
+
+    def start_stage(arguments: str = "", then: str = STAY, **changes: str) -> subprocess.Popen[str]:
+        environment = {name: value for name, value in os.environ.items() if name not in gpus.CHOSEN}
+        process = subprocess.Popen(
+            [sys.executable, "-c", STAGE.format(arguments, then)],
+            env=environment | {"TESSERA_GPUS": "2", "TMPDIR": str(tmp_path)} | changes,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start_stage
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def got(process: subprocess.Popen[str]) -> str:
+    return process.stdout.readline().strip()
+
+
+def test_two_stages_get_different_gpus_and_a_third_waits_for_a_killed_one(start) -> None:
+    first, second = start(), start()
+    assert {got(first), got(second)} == {"0", "1"}
+    third = start()
+    assert "waiting for 1 free GPU" in third.stderr.readline()
+    assert third.poll() is None
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    begun = time.monotonic()
+    assert got(third) in ("0", "1")
+    assert time.monotonic() - begun < 10
+
+
+def test_two_gpus_are_taken_both_or_none(start) -> None:
+    one = start()
+    held = got(one)
+    both = start("2")
+    assert "waiting for 2 free GPU" in both.stderr.readline()
+    # What it waits for stays free for others.
+    other = start()
+    assert {held, got(other)} == {"0", "1"}
+    for process in (one, other):
+        process.stdin.close()
+    assert got(both) == "0,1"
+
+
+def test_named_gpus_are_waited_for_and_keep_their_numbers(start) -> None:
+    named = start("1, [1]")
+    assert got(named) == "None"
+    assert got(start()) == "0"
+    again = start("1, [1]")
+    assert "waiting for 1 free GPU(s) of 1;" in again.stderr.readline()
+
+
+@pytest.mark.parametrize("chosen", gpus.CHOSEN)
+def test_who_chose_already_is_not_contradicted(start, chosen: str) -> None:
+    holders = [start(), start()]
+    assert {got(holder) for holder in holders} == {"0", "1"}
+    assert got(start(**{chosen: "7"})) == ("7" if chosen == "CUDA_VISIBLE_DEVICES" else "None")
+
+
+def test_a_machine_without_enough_gpus_leaves_the_choice_to_the_stage(start) -> None:
+    assert got(start(TESSERA_GPUS="0")) == "None"
+    assert got(start("3")) == "None"
+
+
+def test_a_number_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TESSERA_GPUS", "two")
+    with pytest.raises(UserError, match="TESSERA_GPUS=two"):
+        gpus.count_gpus()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "ids", "available", "expected"),
+    [(1, [0], 4, [0]), (2, [3], 4, [3, 0]), (3, [0], 2, [0, 1, 2]), (2, [2, 1], 4, [2, 1]), (1, [5], 2, [5])],
+)
+def test_named_ones_first_then_the_lowest(wanted: int, ids: list[int], available: int, expected: list[int]) -> None:
+    assert gpus.choose(wanted, ids, available) == expected
