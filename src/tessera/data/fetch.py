@@ -1,0 +1,215 @@
+"""Archives of a dataset, brought from S3 or from the data root and unpacked into the project's data/<dataset>/.
+
+Every archive is checked by its sha256 before anything of it is unpacked, fills a folder of its own, and appears there whole or not at
+all. A download that was cut off goes on where it stopped, unless the object has changed meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import lzma
+import os
+import shutil
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from tessera.files import UserError, atomic_folder, digest_file, only_process, read_json, write_json
+from tessera.spec.lineage import GENERATED_ROOT
+from tessera.spec.schema import ArchiveSpec, DatasetSpec
+
+MANIFEST = "fetch.json"
+"""In data/<dataset>/, written after everything else; rules wait for it."""
+MARK = ".fetched.json"
+"""In every unpacked folder: what it was made from, and how much it holds."""
+
+TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_PIECE = 1 << 20
+
+
+def fetch_dataset(dataset: DatasetSpec, data_root: str, progress: bool = True) -> None:
+    """``data_root``: what addresses other than s3:// are relative to. Folders that are there already, whole, stay.
+
+    Raises UserError: no such bucket, object or archive, no credentials, another digest than declared (or none declared: the message has
+    the one that was found), a full disk, an archive that is damaged or would write outside its folder, a folder that something else made.
+    """
+    home = Path(GENERATED_ROOT) / dataset.name
+    home.mkdir(parents=True, exist_ok=True)
+    busy = f"{home}: another `tessera fetch {dataset.name}` is at work; wait for it, or stop it first"
+    undeclared: list[str] = []
+    with only_process(home / ".fetch.lock", busy), _full_disk(home), _bars(progress) as bars:
+        for folder, archive in dataset.fetch.items():
+            target = home / folder
+            if _is_whole(target, archive.sha256):
+                continue
+            _claim(target, dataset, folder)
+            path, found = _acquire(archive, home / ".downloads", data_root, bars)
+            if archive.sha256 is None:
+                undeclared.append(f"  fetch.{folder} ({archive.address}):\n    sha256: {found}")
+                continue
+            _unpack(path, archive, target, bars)
+            if path.is_relative_to(home / ".downloads"):
+                path.unlink()
+    if undeclared:
+        raise UserError(
+            f"config/datasets/{dataset.name}.yaml: dataset.fetch lacks the sha256 of what was found; if that is what you expect, add\n"
+            + "\n".join(undeclared)
+        )
+    shutil.rmtree(home / ".downloads", ignore_errors=True)
+    archives = {folder: read_json(home / folder / MARK) for folder in dataset.fetch}
+    write_json(home / MANIFEST, {"dataset": dataset.name, "archives": archives})
+
+
+def _is_whole(target: Path, sha256: str | None) -> bool:
+    """Unpacked from the archive of this digest, and nothing is missing since."""
+    mark = target / MARK
+    if sha256 is None or not mark.is_file():
+        return False
+    content = read_json(mark)
+    files, size = _extent(target)
+    return isinstance(content, dict) and (content["sha256"], content["files"], content["bytes"]) == (
+        sha256,
+        files,
+        size,
+    )
+
+
+def _extent(folder: Path) -> tuple[int, int]:
+    """Number and bytes of the files below a folder, its mark left out."""
+    files = size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            files += 1
+            size += (Path(place) / name).stat().st_size
+    mark = folder / MARK
+    return (files - 1, size - mark.stat().st_size) if mark.is_file() else (files, size)
+
+
+def _claim(target: Path, dataset: DatasetSpec, folder: str) -> None:
+    """Makes sure that the folder may be replaced, and removes what killed predecessors left."""
+    if target.exists() and not (target / MARK).is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise UserError(
+            f"{target}: exists and was not made by `tessera fetch`; move it away, or give dataset.fetch.{folder} of {dataset.name} "
+            "another folder"
+        )
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        if left.is_dir():
+            shutil.rmtree(left)
+
+
+def _acquire(archive: ArchiveSpec, downloads: Path, data_root: str, bars: Progress) -> tuple[Path, str]:
+    """The archive as a local file, and its digest. A download that is not what was declared is deleted."""
+    address, declared = archive.address, archive.sha256
+    if not address.startswith("s3://"):
+        path = Path(data_root) / address
+        if not path.is_file():
+            raise UserError(
+                f"{path}: no such file; put the archive there, or name the folder that holds {address} as the data root"
+            )
+        address, found = str(path), digest_file(path)
+    else:
+        from tessera.data.s3 import download
+
+        path = downloads / address.removeprefix("s3://").replace("/", "%2F")
+        if declared is None:
+            path.unlink(missing_ok=True)  # The object may be another one by now.
+        resumed = download(address, path, bars)
+        found = digest_file(path)
+        if resumed and declared not in (None, found):
+            # Of the part that an earlier run left nobody knows how that run ended.
+            path.unlink()
+            download(address, path, bars)
+            found = digest_file(path)
+        if declared not in (None, found):
+            path.unlink()
+    if declared not in (None, found):
+        raise UserError(
+            f"{address}: its sha256 is {found}, declared is {declared}; is it another version, or was the upload cut off?"
+        )
+    return path, found
+
+
+def _unpack(path: Path, archive: ArchiveSpec, target: Path, bars: Progress) -> None:
+    with atomic_folder(target) as folder:
+        if archive.address.endswith(TAR):
+            extract(path, folder, archive.address, bars)
+        else:
+            shutil.copyfile(path, folder / PurePosixPath(archive.address).name)
+        files, size = _extent(folder)
+        if not files:
+            raise UserError(f"{archive.address}: holds no file; expected at least one")
+        content = {"address": archive.address, "sha256": archive.sha256, "files": files, "bytes": size}
+        write_json(folder / MARK, content)
+
+
+def extract(path: Path, folder: Path, address: str, bars: Progress) -> None:
+    """Files and folders of a tar archive, nothing else: no links, no devices, no owners, no modes, and nothing outside ``folder``.
+
+    Raises UserError, naming the member. Memory does not grow with the number of members.
+    """
+    task = bars.add_task(f"unpack {address}", total=path.stat().st_size)
+    try:
+        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every member for a second look, which nobody takes
+                _extract_member(tar, member, folder, address)
+                bars.update(task, completed=stream.tell())
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(
+            f"{address}: cannot be unpacked ({error}); expected a tar archive, plain or compressed"
+        ) from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise UserError(
+            f"{address}: cannot be unpacked ({error}); expected a tar archive, plain or compressed"
+        ) from None
+
+
+def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, address: str) -> None:
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts:
+        raise UserError(
+            f"{address}: member {member.name!r} would be written outside the dataset; the archive was refused as a whole"
+        )
+    place = folder / name
+    if member.isdir():
+        place.mkdir(parents=True, exist_ok=True)
+        return
+    source = tar.extractfile(member) if member.isreg() else None
+    if source is None:
+        raise UserError(
+            f"{address}: member {member.name!r} is neither a file nor a folder; pack the files themselves (tar --dereference --hard-dereference)"
+        )
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with source, place.open("wb") as stream:
+        shutil.copyfileobj(source, stream, _PIECE)
+
+
+@contextlib.contextmanager
+def _full_disk(home: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free = shutil.disk_usage(home).free
+        raise UserError(
+            f"{home}: no space left on the disk ({free / 1e6:.0f} MB free); make room and run again: a download goes on where it stopped"
+        ) from None
+
+
+def _bars(progress: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, disable=not progress)
