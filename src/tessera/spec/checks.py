@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import PurePosixPath
@@ -16,10 +17,10 @@ from tessera.spec.networks import (
     Mode,
     OneFormerSpec,
 )
-from tessera.spec.sources import as_list
+from tessera.spec.sources import CONVERTED, as_list, kitti_sources, source_folder
 
 if TYPE_CHECKING:
-    from tessera.spec.schema import DatasetSpec, Spec
+    from tessera.spec.schema import ConvertSpec, DatasetSpec, Spec
 
 MODES: dict[str, tuple[Mode, ...]] = {
     "mask_pairs": ("semantic",),
@@ -65,6 +66,8 @@ def _dataset(dataset: DatasetSpec) -> Iterator[tuple[str, str]]:
             if not _stays_inside(path):
                 yield key, f"expected a path inside the data root, without '..' and not absolute, found {path!r}"
     yield from _fetch(dataset)
+    if dataset.convert is not None:
+        yield from _convert(dataset, dataset.convert)
     if not dataset.contiguous_id and dataset.num_classes is None:
         yield "num_classes", "required when contiguous_id is false: classes are then the ids 1..num_classes"
 
@@ -88,6 +91,44 @@ def _fetch(dataset: DatasetSpec) -> Iterator[tuple[str, str]]:
                 f"fetch.{folder}.address",
                 f"expected a tar archive or a plain file, found {archive.address!r}; pack it as .tar.gz",
             )
+
+
+def _convert(dataset: DatasetSpec, convert: ConvertSpec) -> Iterator[tuple[str, str]]:
+    if dataset.type != "coco":
+        yield "type", f"KITTI labels are boxes, which convert makes into type coco, found {dataset.type}"
+    if convert.mapping_path is None and dataset.label_map is None:
+        yield "convert.mapping_path", "neither it nor label_map is set, so the classes are unknown; set one of them"
+    elif convert.mapping_path is not None and not _stays_inside(convert.mapping_path):
+        yield (
+            "convert.mapping_path",
+            f"expected a path inside the data root, without '..' and not absolute, found {convert.mapping_path!r}",
+        )
+    every = [source for listed in kitti_sources(convert).values() for source in listed]
+    for source in every:
+        for key, name in (("image_dir_name", convert.image_dir_name), ("label_dir_name", convert.label_dir_name)):
+            if not _stays_inside(source) or not _stays_inside(name) or not _stays_inside(source_folder(source, name)):
+                yield (
+                    f"convert.{key}",
+                    f"expected folders inside the data root, without '..' and not absolute, found {source!r} with {name!r}",
+                )
+    folders = Counter(source_folder(source, convert.image_dir_name) for source in every)
+    for folder, count in folders.items():
+        if count > 1:
+            yield "convert.input_source", f"the images of {folder} are listed {count} times, expected once"
+    if convert.val_split and convert.val_source:
+        yield "convert.val_source", "val is drawn from input_source (val_split); remove one of the two"
+    if convert.num_partitions > 1 and (convert.val_split or convert.val_source):
+        yield "convert.num_partitions", "folds take the place of train and val; remove val_split and val_source"
+    place = f"{dataset.name}/{CONVERTED}/shards/"
+    for name in ("train", "val", "test"):
+        for entry in as_list(getattr(dataset, name).annotations):
+            if not entry.startswith(place):
+                yield (
+                    f"{name}.annotations",
+                    f"expected shards that convert makes, such as {place}{name}-*.json, found {entry!r}",
+                )
+    if CONVERTED in dataset.fetch:
+        yield "fetch", f"the folder {CONVERTED} is where convert writes; choose another name"
 
 
 def _is_address(text: str) -> bool:

@@ -15,10 +15,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from tessera.files import canonical_json, digest_file, digest_text
+from tessera.spec.digests import folder_digest
 from tessera.spec.dvc import raw_digest
-from tessera.spec.schema import DatasetSpec, Spec
+from tessera.spec.schema import ConvertSpec, DatasetSpec, Spec, SplitSpec
 from tessera.spec.section import Section, inert_keys, is_inert
-from tessera.spec.sources import sources
+from tessera.spec.sources import kitti_sources, source_folder, sources
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Lineages:
         value = getattr(self.spec, name)
         live = _live_keys(value) if isinstance(value, BaseModel) else value
         if name == "dataset":
-            del live["fetch"]  # Part of the data's digest.
+            del live["fetch"], live["convert"]  # Part of the data's digest.
         if not tested:
             del live["test"]
             if live["generator"] is not None:
@@ -182,17 +183,30 @@ GENERATED_ROOT = "data"
 """Datasets that a rule makes lie in the project even when the data root is elsewhere, because that may be read-only."""
 
 
+CONVERT_VERSION = 1
+"""Raised when a change of src/tessera/data/kitti*.py changes the shards."""
+
+
+def annotation_root(dataset: DatasetSpec, data_root: str) -> str:
+    """Folder that the annotation files are relative to: converted ones lie in the project, wherever their images are."""
+    return GENERATED_ROOT if dataset.convert is not None else data_root
+
+
 def data_files(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SPLITS) -> list[Path]:
     """Label map and annotation files of the splits, sorted: what their digest is made from and what rules wait for."""
-    return [Path(data_root) / name for name in _data_names(dataset, data_root, splits)]
+    root = annotation_root(dataset, data_root)
+    names = _data_names(dataset, root, splits)
+    return [Path(data_root if name == dataset.label_map else root) / name for name in names]
 
 
 def data_digest(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SPLITS) -> str:
     """Digest of the label map and the annotation files of the splits, and of what DVC recorded of their folders; of the generator's
-    keys for generated data, whose files may not exist yet.
+    keys for generated data, whose files may not exist yet; for converted data of what the shards are made from.
 
     A file that does not exist counts as ``missing``: planning goes on and the check stage reports it.
     """
+    if dataset.convert is not None:
+        return _converted_digest(dataset, dataset.convert, data_root, splits)
     if dataset.generator is not None:
         keys = dataset.generator.model_dump(mode="json")
         for split in SPLITS:
@@ -236,6 +250,34 @@ def _fetched_digest(dataset: DatasetSpec, splits: Sequence[str]) -> str:
     declared = {folder: archive.sha256 for folder, archive in dataset.fetch.items()}
     beside = {str(path): _file_digest(path, *_stamp(path)) for path in own_files(dataset, splits)}
     return digest_text(canonical_json({"fetch": declared, "files": beside}))[:16]
+
+
+def _converted_digest(dataset: DatasetSpec, convert: ConvertSpec, data_root: str, splits: Sequence[str]) -> str:
+    """Of the keys of `convert`, the mapping file, the label files, and what the dataset is before its conversion."""
+    before = dataset.model_copy(update={"convert": None} | {split: SplitSpec() for split in SPLITS})
+    listed = kitti_sources(convert)
+    root = Path(GENERATED_ROOT if dataset.fetch else data_root)
+    names = {source_folder(source, convert.label_dir_name) for split in splits for source in listed[split]}
+    given = {} if dataset.generator is not None else {name: _labels_digest(root, name) for name in names}
+    if dataset.generator is None and convert.mapping_path is not None:
+        given[convert.mapping_path] = _file_digest(root / convert.mapping_path, *_stamp(root / convert.mapping_path))
+    for folder in dataset.fetch:
+        brought = PurePosixPath(dataset.name, folder)
+        given = {name: digest for name, digest in given.items() if brought not in PurePosixPath(name, "file").parents}
+    content = {
+        "convert": convert.model_dump(mode="json", exclude={"input_source", "val_source", "test_source"}),
+        "sources": {split: listed[split] for split in splits},
+        "version": CONVERT_VERSION,
+        "files": given,
+        "before": data_digest(before, data_root, splits),
+    }
+    return digest_text(canonical_json(content))[:16]
+
+
+def _labels_digest(root: Path, name: str) -> str:
+    """What DVC recorded of the folder or of one above it, or the digest of its files."""
+    recorded = (raw_digest(root / place) for place in (PurePosixPath(name), *PurePosixPath(name).parents))
+    return next((digest for digest in recorded if digest is not None), None) or folder_digest(root / name)
 
 
 def _data_names(dataset: DatasetSpec, data_root: str, splits: Sequence[str]) -> list[str]:

@@ -93,6 +93,32 @@ class ArchiveSpec(Section):
     """Of the archive as it lies at its address; anything else there is refused. Without it `tessera fetch` stops and says which it found."""
 
 
+class ConvertSpec(Section):
+    """KITTI folders to COCO shards in data/<dataset>/converted/ (docs/convert.md)."""
+
+    input_source: Names
+    """Folders below the data root that become the train shards; each has images and labels (TAO: the lines of its text file)."""
+    val_source: list[str] = []
+    """Folders that become the val shards; with `val_split` above 0 there are none, because val is drawn from `input_source`."""
+    test_source: list[str] = []
+    """Folders that become the test shards."""
+    image_dir_name: str = "images"
+    """Where a source has its images: `<source>/<image_dir_name>`. With `{source}` in it, such as `photos/{source}`, the whole path."""
+    label_dir_name: str = "labels"
+    """The same for its labels, one text file of 15 columns an image, with the image's name."""
+    mapping_path: str | None = None
+    """JSON object of KITTI class: class, relative to the data root; case does not count in the KITTI classes. A class that it does not name is
+    dropped. Left out, the classes of `dataset.label_map` stand for themselves."""
+    val_split: float = Field(0, ge=0, lt=100)
+    """Percent of the images of `input_source` that become val; each is drawn by its own name and `seed`, so that the share is approximate."""
+    num_partitions: int = Field(1, ge=1, le=100)
+    """Above 1: `input_source` becomes so many folds of about equal size (`fold0`, `fold1`, ...) in place of train and val."""
+    num_shards: int = Field(8, ge=1, le=10_000)
+    """Files that train, val, test and each fold are cut into; fewer where there are fewer images."""
+    seed: int = Field(0, ge=0)
+    """Of `val_split` and `num_partitions`."""
+
+
 class DatasetSpec(Section):
     name: str = "demo"
     """Name of its file in config/datasets and of its folder in data/."""
@@ -103,6 +129,9 @@ class DatasetSpec(Section):
     fetch: dict[str, ArchiveSpec] = {}
     """Folder -> archive that becomes the content of data/<dataset>/<folder>/. The paths of such a dataset are relative to the project's
     data/, not to the data root."""
+    convert: ConvertSpec | None = None
+    """Set for a dataset of KITTI folders, whose COCO files are made. `annotations` are then relative to the project's data/ and start with
+    `<dataset>/converted/shards/`; images in them are relative to the data root, so that `images` is `.`."""
     label_map: str | None = None
     """JSON list of `id` (above 0), `name`, `color`, `isthing`, relative to the data root. COCO files may do without: theirs is used.
     A `.txt` file is a class map: one name a line, the id being the number of the line, and all of them things."""

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import glob
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tessera.spec.schema import SplitSpec
+    from tessera.spec.schema import ConvertSpec, SplitSpec
+
+
+CONVERTED = "converted"
+"""Folder in data/<dataset>/ that holds what convert makes: shards/, dropped.csv and manifest.json."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,16 @@ def sources(split: SplitSpec, data_root: str | Path) -> list[Source]:
         for number, entry in enumerate(entries)
         for name in _matched(entry, Path(data_root))
     ]
+
+
+def source_folder(source: str, name: str) -> str:
+    """Where a KITTI source has its images or labels (``convert.image_dir_name``, ``convert.label_dir_name``), relative to the data root."""
+    return PurePosixPath(name.replace("{source}", source) if "{source}" in name else f"{source}/{name}").as_posix()
+
+
+def kitti_sources(convert: ConvertSpec) -> dict[str, list[str]]:
+    """By split."""
+    return {"train": convert.input_source, "val": convert.val_source, "test": convert.test_source}
 
 
 def as_list(value: str | list[str] | None) -> list[str]:

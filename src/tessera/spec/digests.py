@@ -1,0 +1,61 @@
+"""Digests of folders of many files, kept in the project: planning over 100 000 label files reads none of them the second time."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tessera.files import digest_file, write_text
+
+MISSING = "missing"
+"""In place of the digest of what does not exist: planning goes on, and the stage that needs it reports it."""
+
+KEPT = Path("data/.digests")
+"""One small file for each known state of a folder, named by that state. May be deleted at any time."""
+
+_SETTLED = 2_000_000_000
+"""Nanoseconds. A file that changed later than this may change once more without a new time, so its state is not remembered."""
+
+
+@functools.cache
+def folder_digest(folder: Path) -> str:
+    """sha256 of the names and contents of all files below the folder; hidden ones and linked folders do not count.
+
+    Contents are read when the name, the size or a time of any file differs from the last look. The folder is looked at once per
+    process, because planning asks for each experiment and stage; ``folder_digest.cache_clear()`` forgets.
+    """
+    if not folder.is_dir():
+        return MISSING
+    state, newest = hashlib.sha256(os.fsencode(folder.resolve())), 0
+    for name in _names(folder):
+        status = (folder / name).stat()
+        newest = max(newest, status.st_mtime_ns, status.st_ctime_ns)
+        times = f"\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0"
+        state.update(os.fsencode(name) + times.encode())
+    kept = KEPT / state.hexdigest()[:32]
+    with contextlib.suppress(OSError):
+        return kept.read_text()
+    content = hashlib.sha256()
+    for name in _names(folder):
+        content.update(os.fsencode(name) + b"\0" + digest_file(folder / name).encode() + b"\0")
+    found = content.hexdigest()
+    if time.time_ns() - newest > _SETTLED:
+        # A project that cannot be written to only plans more slowly.
+        with contextlib.suppress(OSError):
+            write_text(kept, found)
+    return found
+
+
+def _names(folder: Path) -> Iterator[str]:
+    """Relative to the folder, sorted within each of its folders."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        relative = os.path.relpath(place, folder)
+        for name in sorted(names):
+            if not name.startswith("."):
+                yield name if relative == "." else f"{relative}/{name}"
