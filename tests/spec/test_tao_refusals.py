@@ -77,6 +77,10 @@ REFUSED: dict[str, tuple[str | None, dict[str, Any], tuple[str, ...]]] = {
     "source address": (DETR, {"dataset.val_data_sources": [{"image_dir": "s3://d", "json_file": "/j"}]}, ("download it",)),
     "source type": (DETR, {"dataset.val_data_sources": "/data"}, ("dataset.val_data_sources: expected a list",)),
     "infer key": (DETR, {"dataset.infer_data_sources": {"images": "/d"}}, ("dataset.infer_data_sources", "'images'")),
+    "infer folder": (DETR, {"dataset.infer_data_sources": {"image_dir": ["/d", 5]}}, ("image_dir: found 5; expected a path",)),
+    "infer address": (DETR, {"dataset.infer_data_sources": {"image_dir": "s3://d"}}, ("image_dir: found 's3://d'; download it",)),
+    "class map": (DETR, {"dataset.infer_data_sources": {"classmap": 5}}, ("classmap: found 5; expected a path",)),
+    "refined alone": (DETR, {"model.aux_loss": False}, ("model.aux_loss: becomes model.loss.aux_loss", "with_box_refine")),
     "one class": (DETR, {"dataset.num_classes": 1}, ("dataset.num_classes: expected a whole number, at least 2",)),
     "ids": (DETR, {**SOURCES, "dataset.eval_class_ids": [1]}, ("dataset.eval_class_ids: ids [1]", "template", "evaluate.classes")),
     "colour": (DETR, {"inference.color_map": {"car": "bluish"}}, ("inference.color_map: car", "no colour")),
@@ -249,6 +253,29 @@ def test_defaults_of_what_tao_ignores_are_not_imposed(tmp_path: Path) -> None:
     ):
         assert key not in values
     assert values["train.optim.lr"] == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        ('{"categories": [', "line 1, column 17: not valid JSON"),
+        ("[1]", "names any"),
+        ('{"categories": 3}', "names any"),
+        ('{"categories": [{"id": 1}, 3, {"id": [1], "name": "a"}]}', "names any"),
+    ],
+)
+def test_annotations_that_name_no_class(content: str, word: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(content)
+    source = [{"image_dir": str(tmp_path), "json_file": str(tmp_path / "a.json")}]
+    with pytest.raises(UserError, match=word):
+        read(tmp_path, DETR, {"dataset.val_data_sources": source, "dataset.eval_class_ids": [1]})
+
+
+def test_a_class_map_that_is_no_text_is_left_to_the_check(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfecat\n")
+    classmap = {"classmap": str(tmp_path / "names.txt")}
+    done = read(tmp_path, DETR, {**SOURCES, "dataset.infer_data_sources": classmap, "dataset.num_classes": 3})
+    assert done.converted.values["dataset.num_classes"] == 2
 
 
 def test_keys_that_another_key_makes_idle(tmp_path: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tessera.files import read_json
 from tessera.spec.tao import shared
 from tessera.spec.tao.table import (
     PATH,
@@ -316,6 +316,7 @@ def _sources(settings: Settings) -> Mapping[str, Any]:
             settings.refuse("dataset.infer_data_sources", f"unknown key {name!r}; legal are image_dir and classmap")
     folders = infer.get("image_dir") or []
     folders = folders if isinstance(folders, list) else [folders]
+    folders = [folder for folder in folders if _is_path(settings, "dataset.infer_data_sources", "image_dir", folder)]
     if folders:
         found["inference.images"] = shared.data_path(folders[0])
     if len(folders) > 1:
@@ -323,7 +324,7 @@ def _sources(settings: Settings) -> Mapping[str, Any]:
             "dataset.infer_data_sources",
             f"one folder per call here; for the others say `tessera infer <experiment> inference.images=...`: {', '.join(folders[1:])}",
         )
-    if infer.get("classmap"):
+    if infer.get("classmap") and _is_path(settings, "dataset.infer_data_sources", "classmap", infer["classmap"]):
         found["dataset.label_map"] = shared.data_path(infer["classmap"])
     return found
 
@@ -332,14 +333,21 @@ def _check_source(settings: Settings, key: str, source: Mapping[str, Any]) -> No
     for name in ("image_dir", "json_file"):
         if name not in source or source[name] is None:
             settings.refuse(key, f"a source without {name}; expected image_dir and json_file")
-            continue
-        try:
-            PATH.read(source[name])
-        except ValueError as error:
-            settings.refuse(key, f"{name}: found {source[name]!r}; {error}")
+        else:
+            _is_path(settings, key, name, source[name])
     for name in source:
         if name not in ("image_dir", "json_file"):
             settings.refuse(key, f"unknown key {name!r}; legal are image_dir and json_file")
+
+
+def _is_path(settings: Settings, key: str, name: str, value: Any) -> bool:
+    """Refuses the value where it is none."""
+    try:
+        PATH.read(value)
+    except ValueError as error:
+        settings.refuse(key, f"{name}: found {value!r}; {str(error) or f'expected {PATH.words}'}")
+        return False
+    return True
 
 
 def _classes(settings: Settings) -> Mapping[str, Any]:
@@ -360,11 +368,15 @@ def _classes(settings: Settings) -> Mapping[str, Any]:
 
 
 def _class_map(settings: Settings) -> list[str]:
-    """Empty where the file is not on this machine."""
+    """Empty where the file is not on this machine, or is no text, which `tessera check` tells in detail."""
     path = settings["dataset.infer_data_sources"].get("classmap")
     if not isinstance(path, str) or not Path(path).is_file():
         return []
-    return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        return []
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _evaluated(settings: Settings) -> Mapping[str, Any]:
@@ -377,7 +389,7 @@ def _evaluated(settings: Settings) -> Mapping[str, Any]:
     unknown = [number for number in ids if number not in names]
     if unknown:
         known = (
-            "no class map and no annotation file of the spec is on this machine"
+            "no class map and no annotation file of the spec on this machine names any"
             if not names
             else "the annotations have no such ids"
         )
@@ -390,14 +402,20 @@ def _evaluated(settings: Settings) -> Mapping[str, Any]:
 
 
 def _categories(settings: Settings) -> dict[int, str]:
-    """Id -> name, from the first annotation file that is on this machine."""
+    """Id -> name, from the first annotation file that is on this machine. Raises UserError where that is no JSON."""
     for key in ("dataset.val_data_sources", "dataset.train_data_sources"):
         sources = settings[key] if isinstance(settings[key], list) else [settings[key]]
         for source in sources:
             path = Path(str(source.get("json_file")))
             if path.is_file():
-                content = json.loads(path.read_text(encoding="utf-8"))
-                return {category["id"]: category["name"] for category in content.get("categories", [])}
+                content = read_json(path)
+                listed = content.get("categories") if isinstance(content, dict) else None
+                entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+                return {
+                    entry["id"]: str(entry["name"])
+                    for entry in entries
+                    if isinstance(entry.get("id"), int) and "name" in entry
+                }
     return {}
 
 
