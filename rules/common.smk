@@ -49,6 +49,14 @@ def archives(wildcards):
     return PLAN.archives(wildcards.dataset)
 
 
+def given_files(wildcards):
+    return PLAN.given_files(wildcards.dataset)
+
+
+def conversion(wildcards):
+    return PLAN.conversion(wildcards.dataset)
+
+
 def dataset_lineage(wildcards):
     return PLAN.checked(wildcards.dataset)
 

@@ -30,6 +30,26 @@ rule fetch:
         "tessera fetch {wildcards.dataset} --data-root {params.data_root:q} --log {log}"
 
 
+rule convert:
+    input:
+        given_files,
+    output:
+        "data/{dataset}/converted/manifest.json",
+        "data/{dataset}/converted/dropped.csv",
+    log:
+        "logs/convert/{dataset}.log",
+    wildcard_constraints:
+        dataset=PLAN.converted_datasets(),
+    conda:
+        "../envs/tessera.yaml"
+    threads: 4
+    params:
+        lineage=conversion,
+        data_root=dataset_root,
+    shell:
+        "tessera convert {wildcards.dataset} --processes {threads} --data-root {params.data_root:q} --log {log}"
+
+
 rule check:
     input:
         dataset_files,

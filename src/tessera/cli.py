@@ -85,6 +85,39 @@ def fetch(
 
 
 @app.command()
+def convert(
+    dataset: Annotated[str, typer.Argument(help="Name of a dataset of KITTI folders.")],
+    processes: Annotated[int, typer.Option(min=1, help="Of them reading at once; the result is the same.")] = 1,
+    data_root: DataRoot = None,
+    log: Log = None,
+) -> None:
+    """Make COCO shards of KITTI folders, with a report of every label that is left out."""
+    from tessera.data.kitti import convert_dataset, describe
+    from tessera.spec.compose import load_grid
+
+    _start_log(log)
+    grid = load_grid(data_root=data_root)
+    print(describe(convert_dataset(grid.dataset(dataset), grid.data_root, processes)), flush=True)
+
+
+@app.command("export-kitti")
+def export_kitti(
+    dataset: Annotated[str, typer.Argument(help="Name of a dataset of type coco.")],
+    out: Annotated[Path, typer.Option(help="Folder to make; a label file an image, in <out>/<split>/.")],
+    data_root: DataRoot = None,
+    log: Log = None,
+) -> None:
+    """Write the boxes of a COCO dataset as KITTI label files: the way back from `convert`."""
+    from tessera.data.kitti_export import export_kitti
+    from tessera.spec.compose import load_grid
+
+    _start_log(log)
+    grid = load_grid(data_root=data_root)
+    counts = export_kitti(grid.dataset(dataset), grid.data_root, out)
+    print("\n".join(f"{split}: {images} images, {boxes} boxes" for split, (images, boxes) in counts.items()), flush=True)
+
+
+@app.command()
 def check(dataset: str, out: Annotated[Path, typer.Option()], data_root: DataRoot = None, log: Log = None) -> None:
     """Open every file of a dataset and list all problems at once."""
     from tessera.data.check import check_dataset

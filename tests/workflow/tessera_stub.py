@@ -18,6 +18,7 @@ EVALUATION = (".json", ".predictions.json.gz", ".statistics.json.gz")
 outputs = {
     "demo": [Path(options.get("--data-root", "")) / subject / "manifest.json"],
     "fetch": [Path("data") / subject / "fetch.json"],
+    "convert": [Path("data") / subject / "converted" / name for name in ("manifest.json", "dropped.csv")],
     "check": [Path(options.get("--out", ""))],
     "train": [folder / name for name in ("model.pth", "metrics.csv", "train.json")],
     "export": [folder / "model.onnx", folder / "export.json"],

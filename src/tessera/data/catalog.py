@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tessera.data.converted import require_whole
 from tessera.files import UserError, read_json
 from tessera.spec.checks import MODES
+from tessera.spec.lineage import annotation_root
 from tessera.spec.networks import Mode
 from tessera.spec.schema import DatasetSpec
 from tessera.spec.sources import Source, is_pattern, sources
@@ -68,7 +70,10 @@ def full_catalog(dataset: DatasetSpec, data_root: str) -> ClassCatalog:
 
 
 def split_sources(dataset: DatasetSpec, split: str, data_root: str) -> list[Source]:
-    """The annotation files of a split. Raises UserError for a pattern that no file matches, and for a file that comes twice."""
+    """The annotation files of a split, relative to ``annotation_root``. Raises UserError for a pattern that no file matches, for a file
+    that comes twice, and for shards that are not as they were made."""
+    require_whole(dataset)
+    data_root = annotation_root(dataset, data_root)
     found = sources(getattr(dataset, split), data_root)
     for name, count in Counter(source.annotations for source in found).items():
         if is_pattern(name) and not (Path(data_root) / name).exists():
@@ -90,8 +95,9 @@ def _listed_categories(dataset: DatasetSpec, data_root: str) -> tuple[list[Any],
     merged: list[Any] = []
     named: dict[Any, tuple[Any, Path]] = {}
     files = split_sources(dataset, "train", data_root)
+    root = Path(annotation_root(dataset, data_root))
     for source in files:
-        path = Path(data_root) / source.annotations
+        path = root / source.annotations
         content = read_json(path)
         if not isinstance(content, dict) or not isinstance(content.get("categories"), list):
             raise UserError(
@@ -109,7 +115,7 @@ def _listed_categories(dataset: DatasetSpec, data_root: str) -> tuple[list[Any],
                 )
             if first == path:
                 merged.append(entry)
-    return merged, Path(data_root) / files[0].annotations
+    return merged, root / files[0].annotations
 
 
 def read_label_map(path: Path, contiguous: bool = True, num_classes: int | None = None) -> ClassCatalog:

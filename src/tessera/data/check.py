@@ -13,6 +13,7 @@ import numpy as np
 from rich.progress import Progress
 
 from tessera.data.catalog import load_catalog
+from tessera.data.converted import require_whole
 from tessera.data.datasets import SegmentationDataset, index_dataset
 from tessera.data.reader import Findings
 from tessera.data.transforms import has_pixels, resize_target, select
@@ -66,6 +67,7 @@ def check_dataset(dataset: DatasetSpec, data_root: str, progress: bool = True) -
     pixel, images in two splits, classes that never occur.
     """
     mode: Mode = MODES[dataset.type][0]
+    require_whole(dataset, contents=True)
     catalog = load_catalog(dataset, data_root, mode)
     everything = Findings()
     splits: dict[str, Any] = {}

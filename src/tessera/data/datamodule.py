@@ -25,9 +25,9 @@ from tessera.data.transforms import (
 )
 from tessera.files import UserError
 from tessera.ops.images import input_size, make_batch, pad_and_stack, padded_size
+from tessera.spec.lineage import data_files
 from tessera.spec.networks import Mode
 from tessera.spec.schema import AugmentationSpec, DatasetSpec, Spec
-from tessera.spec.sources import sources
 from tessera.structures import Batch, ClassCatalog, ImageMeta, Sample, Target
 
 _DIVISOR = 32
@@ -282,10 +282,7 @@ def _own_generator() -> torch.Generator:
 
 
 def _open(spec: Spec, split: str, catalog: ClassCatalog) -> SegmentationDataset:
-    root = Path(spec.data_root)
-    label_map = spec.dataset.label_map
-    names = [source.annotations for source in sources(getattr(spec.dataset, split), root)]
-    stamps = tuple((name, *_stamp(root / name)) for name in ([label_map] if label_map else []) + names)
+    stamps = tuple((str(path), *_stamp(path)) for path in data_files(spec.dataset, spec.data_root, (split,)))
     text = spec.dataset.model_dump_json()
     return _open_once(text, split, catalog, spec.model.mode, spec.data_root, stamps)
 

@@ -12,6 +12,7 @@ from tessera.data.mask_pairs import MaskPairs
 from tessera.data.panoptic import CocoPanoptic
 from tessera.data.reader import Findings, SegmentationDataset
 from tessera.files import UserError
+from tessera.spec.lineage import annotation_root
 from tessera.spec.networks import Mode
 from tessera.spec.schema import DatasetSpec
 from tessera.spec.sources import Source
@@ -53,11 +54,11 @@ def index_dataset(
         _require(section.images, dataset, f"{split}.images")
     if dataset.type == "coco_panoptic":
         _require(section.panoptic, dataset, f"{split}.panoptic")
-    root = Path(data_root)
+    root, annotated = Path(data_root), Path(annotation_root(dataset, data_root))
     known = () if dataset.type == "mask_pairs" else full_catalog(dataset, data_root).from_dataset_id
 
     def reader(source: Source, found: Findings) -> SegmentationDataset:
-        annotations = root / source.annotations
+        annotations = annotated / source.annotations
         images = None if source.images is None else root / source.images
         if images is None or dataset.type == "mask_pairs":
             return MaskPairs(annotations, images, catalog, dataset.ignore_id, found)
@@ -72,7 +73,7 @@ def index_dataset(
     for source in chosen:
         own = Findings()
         readers.append(reader(source, own))
-        findings.errors += [f"{root / source.annotations}: {error}" for error in own.errors]
+        findings.errors += [f"{annotated / source.annotations}: {error}" for error in own.errors]
         findings.warnings.update(own.warnings)
     return JoinedDataset(readers, findings)
 

@@ -28,6 +28,7 @@ from tessera.evaluation.progress import track
 from tessera.files import UserError, atomic_folder, write_json, write_text
 from tessera.inference.predictor import Predictor
 from tessera.inference.sources import ImageSource, list_images, number_files, open_source, safe_name
+from tessera.ops.kitti import kitti_names, kitti_row
 from tessera.ops.masks import masks_to_boxes
 from tessera.ops.rle import encode_masks
 from tessera.spec.lineage import lineage
@@ -268,27 +269,14 @@ def recolored(catalog: ClassCatalog, color_map: Mapping[str, tuple[int, int, int
     return ClassCatalog(tuple(replace(c, color=color_map.get(c.name, c.color)) for c in catalog.categories))
 
 
-def kitti_names(catalog: ClassCatalog) -> tuple[str, ...]:
-    """KITTI's columns are separated by spaces, so white space in a name becomes ``_``. Raises UserError where two classes become one."""
-    names = tuple("_".join(name.split()) for name in catalog.names)
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise UserError(
-                f"{count} classes would be called {name!r} in KITTI label files, where '_' stands for white space; rename one in the label map"
-            )
-    return names
-
-
 def kitti_rows(instances: Instances, names: Sequence[str], score_threshold: float) -> str:
-    """A line of 16 columns for each that scores at least the threshold: type, truncated, occluded, alpha, box (left, top, right,
-    bottom), seven 3-D columns that are zero, score."""
+    """A line of 16 columns for each that scores at least the threshold."""
     kept = instances.scores >= score_threshold
     fields = zip(
         instances.labels[kept].tolist(), instances.boxes[kept].tolist(), instances.scores[kept].tolist(), strict=True
     )
     return "".join(
-        f"{names[label]} 0.00 0 0.00 {' '.join(f'{side:.2f}' for side in box)}{' 0.00' * 7} {score:.4f}\n"
-        for label, box, score in fields
+        kitti_row(names[label], [f"{side:.2f}" for side in box], f"{score:.4f}") for label, box, score in fields
     )
 
 

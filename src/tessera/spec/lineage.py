@@ -7,6 +7,7 @@ refuses an artifact of another one. This module is imported while Snakemake plan
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -14,8 +15,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tessera.files import canonical_json, digest_file, digest_text
-from tessera.spec.digests import folder_digest
+from tessera.files import canonical_json, digest_text
+from tessera.spec.digests import file_digest, folder_digest
 from tessera.spec.dvc import raw_digest
 from tessera.spec.schema import ConvertSpec, DatasetSpec, Spec, SplitSpec
 from tessera.spec.section import Section, inert_keys, is_inert
@@ -170,8 +171,8 @@ def _content_digest(path: Path) -> str:
     """Of a file, or of the files of a folder."""
     try:
         if not path.is_dir():
-            return _file_digest(path, *_stamp(path))
-        files = {file.name: _file_digest(file, *_stamp(file)) for file in sorted(path.iterdir()) if file.is_file()}
+            return file_digest(path)
+        files = {file.name: file_digest(file) for file in sorted(path.iterdir()) if file.is_file()}
     except PermissionError:
         return "unreadable"
     return digest_text(canonical_json(files))
@@ -218,7 +219,7 @@ def data_digest(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SP
     parts = {}
     for name in _data_names(dataset, data_root, splits):
         path = Path(data_root) / name
-        parts[name] = _file_digest(path, *_stamp(path))
+        parts[name] = file_digest(path)
     parts |= recorded_by_dvc(dataset, data_root, splits)
     return digest_text(canonical_json(parts))[:16]
 
@@ -248,19 +249,32 @@ def own_files(dataset: DatasetSpec, splits: Sequence[str] = SPLITS) -> list[Path
 def _fetched_digest(dataset: DatasetSpec, splits: Sequence[str]) -> str:
     """Of the declared digests, since nothing may be there yet, and of the files that lie beside what is fetched."""
     declared = {folder: archive.sha256 for folder, archive in dataset.fetch.items()}
-    beside = {str(path): _file_digest(path, *_stamp(path)) for path in own_files(dataset, splits)}
+    beside = {str(path): file_digest(path) for path in own_files(dataset, splits)}
     return digest_text(canonical_json({"fetch": declared, "files": beside}))[:16]
+
+
+def before_conversion(dataset: DatasetSpec) -> DatasetSpec:
+    """What is there without the shards: at most a generator or archives, and a label map."""
+    return dataset.model_copy(update={"convert": None} | {split: SplitSpec() for split in SPLITS})
+
+
+def kitti_folders(dataset: DatasetSpec, data_root: str) -> list[Path]:
+    """Image and label folders that a conversion reads; none where there is no conversion."""
+    if dataset.convert is None:
+        return []
+    names = (dataset.convert.image_dir_name, dataset.convert.label_dir_name)
+    listed = itertools.chain.from_iterable(kitti_sources(dataset.convert).values())
+    return [Path(data_root) / source_folder(source, name) for source in listed for name in names]
 
 
 def _converted_digest(dataset: DatasetSpec, convert: ConvertSpec, data_root: str, splits: Sequence[str]) -> str:
     """Of the keys of `convert`, the mapping file, the label files, and what the dataset is before its conversion."""
-    before = dataset.model_copy(update={"convert": None} | {split: SplitSpec() for split in SPLITS})
     listed = kitti_sources(convert)
     root = Path(GENERATED_ROOT if dataset.fetch else data_root)
     names = {source_folder(source, convert.label_dir_name) for split in splits for source in listed[split]}
     given = {} if dataset.generator is not None else {name: _labels_digest(root, name) for name in names}
     if dataset.generator is None and convert.mapping_path is not None:
-        given[convert.mapping_path] = _file_digest(root / convert.mapping_path, *_stamp(root / convert.mapping_path))
+        given[convert.mapping_path] = file_digest(root / convert.mapping_path)
     for folder in dataset.fetch:
         brought = PurePosixPath(dataset.name, folder)
         given = {name: digest for name, digest in given.items() if brought not in PurePosixPath(name, "file").parents}
@@ -269,7 +283,7 @@ def _converted_digest(dataset: DatasetSpec, convert: ConvertSpec, data_root: str
         "sources": {split: listed[split] for split in splits},
         "version": CONVERT_VERSION,
         "files": given,
-        "before": data_digest(before, data_root, splits),
+        "before": data_digest(before_conversion(dataset), data_root, splits),
     }
     return digest_text(canonical_json(content))[:16]
 
@@ -283,19 +297,6 @@ def _labels_digest(root: Path, name: str) -> str:
 def _data_names(dataset: DatasetSpec, data_root: str, splits: Sequence[str]) -> list[str]:
     names = {source.annotations for split in splits for source in sources(getattr(dataset, split), data_root)}
     return sorted(names | ({dataset.label_map} if dataset.label_map else set()))
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return (-1, -1)
-    return (status.st_size, status.st_mtime_ns)
-
-
-@functools.cache
-def _file_digest(path: Path, size: int, _modified: int) -> str:
-    return "missing" if size < 0 else digest_file(path)
 
 
 def _live_keys(section: BaseModel) -> dict[str, Any]:

@@ -15,9 +15,20 @@ from tessera.spec.compose import Grid, GridFile, Table, load_grid
 from tessera.spec.describe import closest
 from tessera.spec.dvc import refuse_unsafe_repro
 from tessera.spec.layers import SOURCE_KEYS, SPLIT_SOURCE_KEYS
-from tessera.spec.lineage import GENERATED_ROOT, Lineages, data_digest, data_files, own_files, recorded_by_dvc
+from tessera.spec.lineage import (
+    GENERATED_ROOT,
+    SPLITS,
+    Lineages,
+    before_conversion,
+    data_digest,
+    data_files,
+    kitti_folders,
+    own_files,
+    recorded_by_dvc,
+)
 from tessera.spec.parts import read_mapping
 from tessera.spec.schema import Spec
+from tessera.spec.sources import CONVERTED
 
 RESULTS = "results"
 
@@ -121,6 +132,15 @@ class Plan:
         names = [name for name in self.grid.file.datasets if self.grid.dataset(name).fetch]
         return "|".join(map(re.escape, names)) or "(?!)"
 
+    def converted_datasets(self) -> str:
+        """Regular expression that matches the names of the datasets of KITTI folders, and nothing else."""
+        names = [name for name in self.grid.file.datasets if self.grid.dataset(name).convert is not None]
+        return "|".join(map(re.escape, names)) or "(?!)"
+
+    def conversion(self, name: str) -> str:
+        """What the shards are made from."""
+        return canonical_json({"data": self.data(name, SPLITS)})
+
     def archives(self, name: str) -> str:
         """What makes fetching again necessary: where an archive lies does not."""
         return canonical_json({folder: archive.sha256 for folder, archive in self.grid.dataset(name).fetch.items()})
@@ -134,7 +154,13 @@ class Plan:
         return self.spec(experiment).dataset.name
 
     def dataset_files(self, name: str) -> list[str]:
-        """Files that the check waits for: the manifest of a generated or fetched dataset, none of any other.
+        """Files that the check waits for: the manifest of a converted, generated or fetched dataset, none of any other."""
+        if self.grid.dataset(name).convert is not None:
+            return [f"{GENERATED_ROOT}/{name}/{CONVERTED}/manifest.json"]
+        return self.given_files(name)
+
+    def given_files(self, name: str) -> list[str]:
+        """The same before a conversion, which waits for them.
 
         The content of the annotations is in every lineage; naming the files as inputs as well would make the same data under another
         root a reason to rerun. Raises UserError when some of them are missing.
@@ -143,8 +169,11 @@ class Plan:
         if dataset.generator is not None:
             return [f"{GENERATED_ROOT}/{name}/manifest.json"]
         root = self.root_of(name)
+        folders = [] if dataset.fetch else kitti_folders(dataset, root)
+        if dataset.convert is not None:
+            dataset = before_conversion(dataset)
         files = own_files(dataset) if dataset.fetch else data_files(dataset, root)
-        missing = [path for path in files if not path.is_file()]
+        missing = [path for path in files if not path.is_file()] + [path for path in folders if not path.is_dir()]
         if missing:
             raise UserError(
                 f"dataset {name}: {', '.join(map(str, missing))} not found under the data root {root}; put the dataset there "
@@ -162,7 +191,8 @@ class Plan:
         Snakemake 9.27 does not look at the params of the consumer.)
         """
         dataset = self.grid.dataset(name)
-        source: dict[str, Any] = dataset.model_dump(mode="json", include=set(SOURCE_KEYS) - {"generator", "fetch"})
+        made = {"generator", "fetch", "convert"}
+        source: dict[str, Any] = dataset.model_dump(mode="json", include=set(SOURCE_KEYS) - made)
         for split in ("train", "val"):
             source[split] = getattr(dataset, split).model_dump(mode="json", include=set(SPLIT_SOURCE_KEYS))
         return canonical_json({"dataset": source, "data": self.data(name, ("train", "val"))})

@@ -1,0 +1,33 @@
+"""Shards as `tessera convert` left them: none missing, none added, none changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tessera.files import UserError, digest_file, read_json
+from tessera.spec.lineage import GENERATED_ROOT
+from tessera.spec.schema import DatasetSpec
+from tessera.spec.sources import CONVERTED
+
+
+def require_whole(dataset: DatasetSpec, contents: bool = False) -> None:
+    """Raises UserError where the shards of a converted dataset are not those of its manifest; ``contents``: by their sha256, not only by name.
+
+    A pattern would pass over a shard that is missing.
+    """
+    if dataset.convert is None:
+        return
+    folder = Path(GENERATED_ROOT) / dataset.name / CONVERTED
+    advice = f"remove {folder} and convert again: snakemake --cores 2 {folder}/manifest.json"
+    manifest = read_json(folder / "manifest.json")
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict):
+        raise UserError(f"{folder / 'manifest.json'}: has no `files`; expected what tessera convert wrote; {advice}")
+    listed = {name for name in files if name.startswith("shards/")}
+    found = {f"shards/{path.name}" for path in (folder / "shards").glob("*")}
+    for name in sorted(listed ^ found):
+        state = "is missing" if name in listed else "is none of the converted files"
+        raise UserError(f"{folder / name}: {state}; {advice}")
+    for name in sorted(listed) if contents else ():
+        if digest_file(folder / name) != files[name]:
+            raise UserError(f"{folder / name}: differs from what convert wrote; {advice}")

@@ -1,0 +1,547 @@
+"""KITTI folders to sharded COCO files. Memory does not grow with the number of images.
+
+Names are listed, sorted and dealt to train, val, test or folds first. Then label files and image headers are read in pieces, by several
+processes where asked, and every piece is written before the next one is waited for. The result is the same for any number of processes.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import heapq
+import itertools
+import json
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow, Underflow
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+
+from rich.progress import Progress
+
+from tessera.data.catalog import read_label_map
+from tessera.files import UserError, atomic_folder, digest_file, only_process, read_json, write_json
+from tessera.ops.image_size import IMAGE_SUFFIXES, read_image_size
+from tessera.spec.lineage import CONVERT_VERSION, GENERATED_ROOT
+from tessera.spec.schema import ConvertSpec, DatasetSpec
+from tessera.spec.sources import CONVERTED, kitti_sources, source_folder
+
+COLUMNS = 15
+"""type, truncated, occluded, alpha, box (left, top, right, bottom), seven 3-D columns."""
+
+UNMAPPED, DEGENERATE, OUTSIDE = "unmapped class", "degenerate box", "box outside the image"
+NO_IMAGE, NO_LABELS = "labels without an image", "image without a label file"
+
+DIGITS = 64
+"""More than these in a coordinate, or in a difference or product of two, are refused."""
+
+_NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
+_ROW = re.compile(r"[ \t]*(\S+)(?:[ \t]+\S+){3}" + rf"[ \t]+({_NUMBER})" * 4 + r"(?:[ \t]+\S+){7}[ \t]*\r?")
+EXACT = Context(prec=DIGITS, traps=[Inexact, InvalidOperation, Overflow, Underflow])
+_RUN = 50_000
+"""Names that are sorted in memory at a time."""
+_CHUNK = 256
+"""Images that a process reads at a time."""
+_SHOWN = 50
+
+
+@dataclass(frozen=True)
+class Classes:
+    categories: tuple[tuple[int, str], ...]
+    """COCO id and name."""
+    ids: dict[str, int]
+    """Folded KITTI class -> COCO id."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    shard: int
+    first_id: int
+    """Of the first image; the others follow."""
+    lines: list[str]
+    """Image and label file, relative to the root, separated and ended by NUL; the image is empty where there is none."""
+
+
+@dataclass
+class _Piece:
+    shard: int
+    images: list[str] = field(default_factory=list)
+    """JSON."""
+    annotations: list[str] = field(default_factory=list)
+    """JSON behind the id, which the writer counts."""
+    classes: Counter[int] = field(default_factory=Counter)
+    dropped: list[tuple[str, int, str, str]] = field(default_factory=list)
+    """Rows of the report: file, line, class, reason."""
+    faults: list[str] = field(default_factory=list)
+
+
+def convert_dataset(dataset: DatasetSpec, data_root: str, processes: int = 1, progress: bool = True) -> dict[str, Any]:
+    """Writes data/<dataset>/converted/ whole or not at all, byte for byte the same each time, and returns its manifest.
+
+    ``shards/<part>-<number>-of-<count>.json`` for the parts train, val, test or fold<n>; ``dropped.csv``, a row for every label that is in
+    no shard; ``manifest.json`` with the counts and the sha256 of every file.
+
+    Raises UserError with all malformed lines, unreadable images and ambiguous names at once (the first 50 in full), for a folder or
+    file that is missing, for a class map that contradicts itself, and where no label is left.
+    """
+    convert = dataset.convert
+    if convert is None:
+        raise UserError(f"config/datasets/{dataset.name}.yaml: has no `convert`; only KITTI folders can be converted")
+    root = Path(data_root)
+    classes = read_classes(dataset, root)
+    home = Path(GENERATED_ROOT) / dataset.name
+    busy = f"{home}: another `tessera convert {dataset.name}` is at work; wait for it, or stop it first"
+    with only_process(home / ".convert.lock", busy):
+        for abandoned in home.glob(f".{CONVERTED}.*"):
+            shutil.rmtree(abandoned)
+        with atomic_folder(home / CONVERTED) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:
+            writer = _Writer(folder, classes)
+            writer.run(root, convert, Path(scratch), processes, progress)
+            return writer.finish(dataset.name, convert, root)
+
+
+def describe(manifest: dict[str, Any]) -> str:
+    """A few lines: what is in the shards, and what is not."""
+    lines = [
+        f"{part}: {counts['images']} images, {counts['annotations']} boxes, {counts['shards']} shard(s)"
+        for part, counts in manifest["counts"].items()
+    ]
+    lines += [f"left out, {reason}: {_some(names)}" for reason, names in manifest["dropped"].items()]
+    return "\n".join(lines)
+
+
+def fold(name: str) -> str:
+    """Classes are the same where only case differs, or white space and ``_``, which stands for it in KITTI files."""
+    return "_".join(name.split()).casefold()
+
+
+def read_classes(dataset: DatasetSpec, root: Path) -> Classes:
+    """The label map's classes, or those that the mapping file leads to, numbered from 1 in order of first appearance."""
+    convert = dataset.convert
+    label_map = None if dataset.label_map is None else root / dataset.label_map
+    known = {} if label_map is None else {entry.name: entry.id for entry in read_label_map(label_map).categories}
+    if convert is None or convert.mapping_path is None:
+        path, pairs = label_map, [(name, name) for name in known]
+    else:
+        path = root / convert.mapping_path
+        pairs = _read_mapping(path)
+        if label_map is not None:
+            for kitti, name in pairs:
+                if name not in known:
+                    raise UserError(
+                        f"{path}: {kitti!r} leads to {name!r}, which is no class of {label_map}; correct one of them"
+                    )
+        else:
+            known = {name: number for number, name in enumerate(dict.fromkeys(name for _, name in pairs), 1)}
+    ids: dict[str, int] = {}
+    first: dict[str, str] = {}
+    for kitti, name in pairs:
+        if ids.setdefault(fold(kitti), known[name]) != known[name]:
+            raise UserError(
+                f"{path}: {first[fold(kitti)]!r} and {kitti!r} are one class, because case does not count and '_' stands for white space, "
+                "but lead to two; keep one of them"
+            )
+        first.setdefault(fold(kitti), kitti)
+    return Classes(tuple((number, name) for name, number in known.items()), ids)
+
+
+def _read_mapping(path: Path) -> list[tuple[str, str]]:
+    content = read_json(path)
+    if not isinstance(content, dict) or not content:
+        raise UserError(f'{path}: expected an object of KITTI class: class, such as {{"Van": "vehicle"}}')
+    for kitti, name in content.items():
+        if not isinstance(name, str) or not name.strip() or not kitti.strip():
+            raise UserError(f"{path}: {kitti!r} leads to {name!r}, expected the name of a class")
+    return list(content.items())
+
+
+class _Writer:
+    def __init__(self, folder: Path, classes: Classes) -> None:
+        self.folder = folder
+        self.classes = classes
+        self.counts: dict[str, dict[str, Any]] = {}
+        self.dropped: Counter[tuple[str, str]] = Counter()
+        """By reason and class."""
+        self.faults: list[str] = []
+        self.fault_count = 0
+        self._names = dict(classes.categories)
+        (folder / "shards").mkdir()
+
+    def run(self, root: Path, convert: ConvertSpec, scratch: Path, processes: int, progress: bool) -> None:
+        with (
+            (self.folder / "dropped.csv").open("w", encoding="utf-8", newline="") as report,
+            Progress(disable=not progress, auto_refresh=False) as bar,
+        ):
+            self._report = csv.writer(report, lineterminator="\n")
+            self._report.writerow(("file", "line", "class", "reason"))
+            listing = _Listing(root, convert, scratch)
+            self._add_faults(listing.faults)
+            self._drop(listing.dropped())
+            task = bar.add_task("convert", total=sum(listing.sizes.values()))
+            reader = _Reader(root, self.classes)
+            image_id = annotation_id = 1
+            for part in listing.parts:
+                total = listing.sizes[part]
+                count = min(convert.num_shards, total)
+                ends = [total * number // count for number in range(count + 1)]
+                sizes = [end - start for start, end in itertools.pairwise(ends)]
+                counts = self.counts[part] = {"images": total, "annotations": 0, "shards": count}
+                found: Counter[int] = Counter()
+                pieces = _in_processes(reader, listing.chunks(part, sizes, image_id), processes)
+                for shard, group in itertools.groupby(pieces, key=lambda piece: piece.shard):
+                    path = self.folder / "shards" / f"{part}-{shard:05d}-of-{count:05d}.json"
+                    with _Shard(path, scratch, annotation_id, self.classes) as out:
+                        for piece in group:
+                            out.add(piece)
+                            found.update(piece.classes)
+                            self._add_faults(piece.faults)
+                            self._drop(piece.dropped)
+                            bar.update(task, advance=len(piece.images), refresh=True)
+                    counts["annotations"] += out.next_id - annotation_id
+                    annotation_id = out.next_id
+                counts["classes"] = {name: found[number] for number, name in self.classes.categories}
+                image_id += total
+            for chunk in listing.orphans():
+                piece = reader(chunk)
+                self._add_faults(piece.faults)
+                self._drop(piece.dropped)
+
+    def finish(self, name: str, convert: ConvertSpec, root: Path) -> dict[str, Any]:
+        title = f"dataset {name} below {root}"
+        if self.fault_count == 1:
+            raise UserError(f"{title}: {self.faults[0]}")
+        if self.fault_count:
+            more = f"\n  ... and {self.fault_count - _SHOWN} more" if self.fault_count > _SHOWN else ""
+            raise UserError(f"{title}: {self.fault_count} problem(s)\n  " + "\n  ".join(self.faults) + more)
+        dropped: dict[str, dict[str, int]] = {}
+        for (reason, kitti), count in sorted(self.dropped.items()):
+            dropped.setdefault(reason, {})[kitti] = count
+        for part, counts in self.counts.items():
+            if not counts["images"]:
+                raise UserError(f"{title}: no image with a label file is left for {part}; {_advice(part)}")
+        if not any(counts["annotations"] for counts in self.counts.values()):
+            found = "; ".join(f"{reason}: {_some(names)}" for reason, names in dropped.items())
+            raise UserError(
+                f"{title}: no label is left ({found or 'all label files are empty'}); is the mapping right?"
+            )
+        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        manifest = {
+            "dataset": name,
+            "convert": convert.model_dump(mode="json"),
+            "version": CONVERT_VERSION,
+            "categories": [{"id": number, "name": category} for number, category in self.classes.categories],
+            "counts": self.counts,
+            "dropped": dropped,
+            "files": {path.relative_to(self.folder).as_posix(): digest_file(path) for path in paths},
+        }
+        write_json(self.folder / "manifest.json", manifest)
+        return manifest
+
+    def _drop(self, rows: Iterable[tuple[str, int | str, str, str]]) -> None:
+        for row in rows:
+            self._report.writerow(row)
+            self.dropped[row[3], row[2]] += 1
+
+    def _add_faults(self, faults: list[str]) -> None:
+        self.fault_count += len(faults)
+        self.faults += faults[: _SHOWN - len(self.faults)]
+
+
+def _advice(part: str) -> str:
+    if part.startswith("fold"):
+        return "lower convert.num_partitions"
+    return "change convert.val_split or its seed" if part == "val" else f"look into the folders of its source ({part})"
+
+
+def _some(names: dict[str, int]) -> str:
+    shown = ", ".join(f"{name or '-'} {count}" for name, count in itertools.islice(names.items(), 20))
+    return shown + (", ..." if len(names) > 20 else "")
+
+
+class _Shard:
+    """One COCO file. Annotations wait in a scratch file until all images are written."""
+
+    def __init__(self, path: Path, scratch: Path, next_id: int, classes: Classes) -> None:
+        self.next_id = next_id
+        self._classes = classes
+        self._file = path.open("w+", encoding="utf-8", newline="\n")
+        self._waiting = tempfile.TemporaryFile(  # noqa: SIM115  # closed with the shard
+            "w+", dir=scratch, encoding="utf-8", newline="\n"
+        )
+        self._comma = {"images": "", "annotations": ""}
+        self._file.write('{"images": [\n')
+
+    def __enter__(self) -> _Shard:
+        return self
+
+    def add(self, piece: _Piece) -> None:
+        if piece.images:
+            self._file.write(self._comma["images"] + ",\n".join(piece.images))
+            self._comma["images"] = ",\n"
+        if piece.annotations:
+            rows = (f'{{"id": {number}, {text}' for number, text in enumerate(piece.annotations, self.next_id))
+            self._waiting.write(self._comma["annotations"] + ",\n".join(rows))
+            self._comma["annotations"] = ",\n"
+            self.next_id += len(piece.annotations)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._file, self._waiting:
+            if kind is not None:
+                return
+            categories = [{"id": number, "name": name} for number, name in self._classes.categories]
+            self._file.write('\n],\n"annotations": [\n')
+            self._waiting.seek(0)
+            shutil.copyfileobj(self._waiting, self._file, 1 << 20)
+            self._file.write(f'\n],\n"categories": {json.dumps(categories, ensure_ascii=False)}\n}}\n')
+
+
+class _Listing:
+    """Every image with its label file, sorted by source, then by name, dealt to the parts; kept in scratch files."""
+
+    def __init__(self, root: Path, convert: ConvertSpec, scratch: Path) -> None:
+        self.faults: list[str] = []
+        self.sizes: Counter[str] = Counter()
+        self._root, self._convert, self._scratch = root, convert, scratch
+        folds = convert.num_partitions
+        sources = {split: listed for split, listed in kitti_sources(convert).items() if listed}
+        names = [f"fold{number}" for number in range(folds)] if folds > 1 else []
+        drawn = {"val"} if convert.val_split else set()
+        order = [*(names or ["train"]), "val", "test"]
+        self.parts = [part for part in order if part in {*names, *drawn, *sources} and (not names or part != "train")]
+        with ExitStack() as stack:
+            files = {
+                name: stack.enter_context(self._path(name).open("w", encoding="utf-8", newline="\n"))
+                for name in (*self.parts, "orphans", "unlabeled")
+            }
+            for split, listed in sources.items():
+                for source in listed:
+                    for stem, suffix, ending in self._pairs(source):
+                        image = f"{source_folder(source, convert.image_dir_name)}/{stem}{suffix}"
+                        label = f"{source_folder(source, convert.label_dir_name)}/{stem}{ending}"
+                        if suffix is None:
+                            files["orphans"].write(f"\0{label}\0\n")
+                        elif ending is None:
+                            files["unlabeled"].write(f"{image}\n")
+                        else:
+                            part = self._part(split, f"{source}/{stem}")
+                            files[part].write(f"{image}\0{label}\0\n")
+                            self.sizes[part] += 1
+
+    def chunks(self, part: str, sizes: list[int], first_id: int) -> Iterator[_Chunk]:
+        """No chunk reaches over the end of a shard."""
+        with self._path(part).open(encoding="utf-8", newline="\n") as lines:
+            for shard, size in enumerate(sizes):
+                for start in range(0, size, _CHUNK):
+                    taken = list(itertools.islice(lines, min(_CHUNK, size - start)))
+                    yield _Chunk(shard, first_id, taken)
+                    first_id += len(taken)
+
+    def orphans(self) -> Iterator[_Chunk]:
+        """Label files without an image."""
+        with self._path("orphans").open(encoding="utf-8", newline="\n") as lines:
+            while taken := list(itertools.islice(lines, _CHUNK)):
+                yield _Chunk(0, 0, taken)
+
+    def dropped(self) -> Iterator[tuple[str, str, str, str]]:
+        """Images without labels."""
+        with self._path("unlabeled").open(encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                yield line.removesuffix("\n"), "", "", NO_LABELS
+
+    def _path(self, name: str) -> Path:
+        return self._scratch / f"{name}.list"
+
+    def _part(self, split: str, name: str) -> str:
+        """Depends on the name and the seed alone: more images move none from part to part."""
+        if split != "train" or (self._convert.num_partitions == 1 and not self._convert.val_split):
+            return split
+        number = hashlib.blake2b(f"{self._convert.seed}\0{name}".encode(), digest_size=8).digest()
+        share = int.from_bytes(number, "big") / 2**64
+        if self._convert.num_partitions > 1:
+            return f"fold{min(int(share * self._convert.num_partitions), self._convert.num_partitions - 1)}"
+        return "val" if share < self._convert.val_split / 100 else "train"
+
+    def _pairs(self, source: str) -> Iterator[tuple[str, str | None, str | None]]:
+        """By stem: the stem, the suffix of its image and that of its label file, None where there is none."""
+        images = self._sorted(source_folder(source, self._convert.image_dir_name), IMAGE_SUFFIXES)
+        labels = self._sorted(source_folder(source, self._convert.label_dir_name), frozenset({".txt"}))
+        grouped = itertools.groupby(
+            heapq.merge(((stem, 0, suffix) for stem, suffix in images), ((stem, 1, suffix) for stem, suffix in labels)),
+            key=lambda entry: entry[0],
+        )
+        for stem, entries in grouped:
+            found: tuple[list[str], list[str]] = ([], [])
+            for _, kind, suffix in entries:
+                found[kind].append(suffix)
+            for suffixes in found:
+                if len(suffixes) > 1:
+                    names = " and ".join(stem + suffix for suffix in suffixes)
+                    self.faults.append(f"{source}: {names} belong to one image; rename or remove one of them")
+            yield stem, next(iter(found[0]), None), next(iter(found[1]), None)
+
+    def _sorted(self, place: str, suffixes: frozenset[str]) -> Iterator[tuple[str, str]]:
+        """(stem, suffix) of the files of a folder that have one of the suffixes; hidden ones are left out."""
+        lines = _sorted_lines(self._names(place, suffixes), self._scratch)
+        for line in lines:
+            stem, suffix, _ = line.split("\0")
+            yield stem, suffix
+
+    def _names(self, place: str, suffixes: frozenset[str]) -> Iterator[str]:
+        folder = self._root / place
+        try:
+            entries = os.scandir(folder)
+        except FileNotFoundError:
+            raise UserError(
+                f"{folder}: no such folder; expected one of the source's (convert.input_source, image_dir_name, label_dir_name)"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be read as a folder ({error.strerror})") from None
+        with entries:
+            for entry in entries:
+                stem, dot, ending = entry.name.rpartition(".")
+                suffix = dot + ending
+                if suffix.lower() not in suffixes or entry.name.startswith(".") or not entry.is_file():
+                    continue
+                if not _is_plain(entry.name):
+                    self.faults.append(
+                        f"{place}/{entry.name!r}: expected a name of UTF-8 text without line breaks and backslashes; rename it"
+                    )
+                    continue
+                yield f"{stem}\0{suffix}\0\n"
+
+
+def _is_plain(name: str) -> bool:
+    if "\n" in name or "\r" in name or "\\" in name:
+        return False
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _sorted_lines(lines: Iterable[str], scratch: Path) -> Iterator[str]:
+    """In the order of code points. Only a run of lines is in memory; sorted runs wait in scratch files to be merged."""
+    remaining = iter(lines)
+    with ExitStack() as stack:
+        runs = []
+        while run := sorted(itertools.islice(remaining, _RUN)):
+            file = stack.enter_context(tempfile.TemporaryFile("w+", dir=scratch, encoding="utf-8", newline="\n"))
+            file.writelines(run)
+            file.seek(0)
+            runs.append(file)
+        yield from heapq.merge(*runs)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    root: Path
+    classes: Classes
+
+    def __call__(self, chunk: _Chunk) -> _Piece:
+        piece = _Piece(chunk.shard)
+        for image_id, line in enumerate(chunk.lines, chunk.first_id):
+            image, label, _ = line.split("\0")
+            size = None
+            if image:
+                try:
+                    size = read_image_size(self.root / image)
+                except UserError as error:
+                    piece.faults.append(str(error))
+                    continue
+                name = json.dumps(image, ensure_ascii=False)
+                piece.images.append(
+                    f'{{"id": {image_id}, "file_name": {name}, "height": {size[0]}, "width": {size[1]}}}'
+                )
+            self._read_labels(label, image_id, size, piece)
+        return piece
+
+    def _read_labels(self, label: str, image_id: int, size: tuple[int, int] | None, piece: _Piece) -> None:
+        """``size``: (height, width) of the image, None where there is none."""
+        try:
+            text = (self.root / label).read_bytes().decode()
+        except (OSError, UnicodeDecodeError) as error:
+            piece.faults.append(f"{self.root / label}: cannot be read as text ({error}); expected KITTI labels")
+            return
+        for number, row in enumerate(text.split("\n"), 1):
+            if not row or row.isspace():
+                continue
+            match = _ROW.fullmatch(row)
+            if match is None:
+                piece.faults.append(f"{self.root / label}, line {number}: {_fault(row)}")
+                continue
+            kitti, *corners = match.groups()
+            category = self.classes.ids.get(kitti) or self.classes.ids.get(fold(kitti))
+            try:
+                left, top, right, bottom = map(Decimal, corners)
+                width, height = EXACT.subtract(right, left), EXACT.subtract(bottom, top)
+                area = EXACT.multiply(width, height)
+            except ArithmeticError:
+                piece.faults.append(
+                    f"{self.root / label}, line {number}: the box {' '.join(corners)} needs more than {DIGITS} digits"
+                )
+                continue
+            reason = None
+            if size is None:
+                reason = NO_IMAGE
+            elif category is None:
+                reason = UNMAPPED
+            elif width <= 0 or height <= 0:
+                reason = DEGENERATE
+            elif right <= 0 or bottom <= 0 or left >= size[1] or top >= size[0]:
+                reason = OUTSIDE
+            if reason is not None or category is None:
+                piece.dropped.append((label, number, kitti, reason or UNMAPPED))
+                continue
+            piece.classes[category] += 1
+            piece.annotations.append(
+                f'"image_id": {image_id}, "category_id": {category}, "bbox": [{left}, {top}, {width}, {height}], "area": {area}, "iscrowd": 0}}'
+            )
+
+
+def _fault(row: str) -> str:
+    columns = row.split()
+    if len(columns) == COLUMNS + 1:
+        return f"has {COLUMNS + 1} columns, as a detector's results with scores, expected the {COLUMNS} of ground truth"
+    if len(columns) != COLUMNS:
+        return f"has {len(columns)} column(s), expected {COLUMNS}: type, truncated, occluded, alpha, 4 of the box, 7 of 3-D"
+    wrong = next((value for value in columns[4:8] if not re.fullmatch(_NUMBER, value)), None)
+    if wrong is not None:
+        return f"a side of the box is {wrong!r}, expected a number in decimal digits"
+    return "columns are separated by something else than spaces and tabs"
+
+
+def _in_processes(reader: _Reader, chunks: Iterator[_Chunk], processes: int) -> Iterator[_Piece]:
+    """In order; a few chunks are under way at a time."""
+    if processes == 1:
+        yield from map(reader, chunks)
+        return
+    waiting: deque[Future[_Piece]] = deque()
+    with ProcessPoolExecutor(processes, get_context("fork"), _end_with_parent) as pool:
+        for chunk in chunks:
+            waiting.append(pool.submit(reader, chunk))
+            if len(waiting) > 2 * processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _end_with_parent() -> None:
+    """The processes of a pool would wait for ever after their parent was killed."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
