@@ -147,6 +147,10 @@ OVERRIDES = {
         ["model.backbone.swin={embed_dim: 32, num_heads: [3, 6, 12, 24]}"],
         ["stage 1 has 32 channels, which 3 heads do not divide"],
     ),
+    "swin heads of the name": (
+        ["model.backbone.swin={num_heads: [5, 6, 12, 24]}"],
+        ["model.backbone.swin.num_heads: stage 1 has 96 channels, which 5 heads do not divide"],
+    ),
     "nothing to learn": (["model.loss={class_weight: 0, mask_weight: 0, dice_weight: 0}"], ["nothing is learned"]),
 }
 
@@ -214,7 +218,7 @@ FILES = {
             "found panoptic; set model.mode: instance",
         ],
     ),
-    "swin sizes on another backbone": ("variants/small.yaml", "model: {backbone: {swin: {embed_dim: 32}}}\n", None),
+    "swin sizes on another backbone": ("variants/small.yaml", "model: {backbone: {swin: {embed_dim: 48}}}\n", None),
     "list for a section": (
         "variants/small.yaml",
         "train: [1]\n",
@@ -227,7 +231,7 @@ FILES = {
 def test_mistaken_part_file(project: Project, name: str, text: str, expected: list[str] | None) -> None:
     grid = load_grid(project({name: text}))
     if expected is None:
-        assert grid.resolve("mask2former_swin-small").spec.model.backbone.swin.embed_dim == 32
+        assert grid.resolve("mask2former_swin-small").spec.model.backbone.swin.embed_dim == 48
         with pytest.raises(UserError, match="only a Swin backbone has it"):
             grid.resolve("mask2former_resnet18-small")
         return

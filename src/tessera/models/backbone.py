@@ -18,20 +18,11 @@ from tessera.models.published import resnet as published_resnet
 from tessera.models.published import swin as published_swin
 from tessera.models.pyramid import STRIDES, TimmBackbone
 from tessera.models.swin import Swin
-from tessera.spec.networks import BackboneSpec, SwinSpec
+from tessera.spec.networks import SWIN_SIZES, BackboneSpec, SwinSpec
 
 __all__ = ["STRIDES", "Backbone", "build_backbone", "can_dilate"]
 
 Backbone = Swin | GCViT | TimmBackbone
-
-SWIN_SIZES: dict[str, dict[str, Any]] = {
-    "swin_tiny": {"embed_dim": 96, "depths": [2, 2, 6, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
-    "swin_small": {"embed_dim": 96, "depths": [2, 2, 18, 2], "num_heads": [3, 6, 12, 24], "window_size": 7},
-    "swin_base": {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 7},
-    "swin_large": {"embed_dim": 192, "depths": [2, 2, 18, 2], "num_heads": [6, 12, 24, 48], "window_size": 7},
-    "swin_huge": {"embed_dim": 352, "depths": [2, 2, 18, 2], "num_heads": [11, 22, 44, 88], "window_size": 7},
-}
-"""Liu et al. 2021; huge is the size of SwinV2 and SimMIM."""
 
 _GCVIT_BASE = {
     "embed_dim": 128,
@@ -96,8 +87,7 @@ def can_dilate(name: str) -> bool:
 
 
 def _swin(spec: BackboneSpec, pretrained: str | None, activation_checkpoint: bool) -> Swin:
-    sizes = SWIN_SIZES[spec.name] | spec.swin.model_dump(exclude_none=True)
-    _check_heads(sizes)
+    sizes = SWIN_SIZES[spec.name]._asdict() | spec.swin.model_dump(exclude_none=True)
     window = sizes["window_size"]
     state = None if pretrained is None else _weights(pretrained, f"{spec.name}_patch4_window{window}_{32 * window}")
     backbone = Swin(**sizes, drop_path_rate=spec.drop_path_rate, activation_checkpoint=activation_checkpoint)
@@ -114,16 +104,6 @@ def _gcvit(spec: BackboneSpec, pretrained: str | None, activation_checkpoint: bo
     if state is not None:
         _load_renamed(backbone, state, published_gcvit, f"model.backbone.pretrained: {pretrained} into {spec.name}")
     return backbone
-
-
-def _check_heads(sizes: dict[str, Any]) -> None:
-    for stage, heads in enumerate(sizes["num_heads"]):
-        channels = sizes["embed_dim"] * 2**stage
-        if channels % heads:
-            raise UserError(
-                f"model.backbone.swin.num_heads[{stage}] is {heads}, expected a divisor of the stage's {channels} channels "
-                "(embed_dim doubled per stage)"
-            )
 
 
 def _load_renamed(backbone: Swin | GCViT, state: Mapping[str, Tensor], names: Any, source: str) -> None:

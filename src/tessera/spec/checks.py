@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from tessera.spec.networks import (
+    SWIN_SIZES,
     BackboneSpec,
     DeformableDetrSpec,
     EncoderDecoderSpec,
@@ -272,9 +273,10 @@ def _backbone(backbone: BackboneSpec) -> Iterator[tuple[str, str]]:
                     f"model.backbone.swin.{key}",
                     f"only a Swin backbone has it, and model.backbone.name is {backbone.name!r}; remove it",
                 )
-    elif swin.embed_dim is not None and swin.num_heads is not None:
-        for stage, heads in enumerate(swin.num_heads):
-            channels = swin.embed_dim * 2**stage
+    elif backbone.name in SWIN_SIZES:
+        sizes = SWIN_SIZES[backbone.name]._asdict() | swin.model_dump(exclude_none=True)
+        for stage, heads in enumerate(sizes["num_heads"]):
+            channels = sizes["embed_dim"] * 2**stage
             if channels % heads:
                 yield (
                     "model.backbone.swin.num_heads",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -22,6 +22,23 @@ class SwinSpec(Section):
     """Attention heads per stage; each must divide its stage's channels."""
     window_size: int | None = Field(None, ge=2, le=64)
     """Side of an attention window in patches of 4 pixels; 7, or 12 for 384-pixel pretraining."""
+
+
+class SwinSize(NamedTuple):
+    embed_dim: int
+    depths: list[int]
+    num_heads: list[int]
+    window_size: int
+
+
+SWIN_SIZES = {
+    "swin_tiny": SwinSize(96, [2, 2, 6, 2], [3, 6, 12, 24], 7),
+    "swin_small": SwinSize(96, [2, 2, 18, 2], [3, 6, 12, 24], 7),
+    "swin_base": SwinSize(128, [2, 2, 18, 2], [4, 8, 16, 32], 7),
+    "swin_large": SwinSize(192, [2, 2, 18, 2], [6, 12, 24, 48], 7),
+    "swin_huge": SwinSize(352, [2, 2, 18, 2], [11, 22, 44, 88], 7),
+}
+"""Liu et al. 2021; huge is the size of SwinV2 and SimMIM."""
 
 
 class BackboneSpec(Section):
@@ -250,7 +267,8 @@ class DecodeHeadSpec(Section):
     type: Literal["fcn", "pspnet", "deeplabv3", "deeplabv3plus", "unet", "upernet", "fpn", "segformer", "linknet"] = (
         "deeplabv3plus"
     )
-    """`fcn`, `pspnet` and `deeplabv3` read the last map, the others all four. FPN and LinkNet need `output_stride` 32."""
+    """`fcn`, `pspnet` and `deeplabv3` read the last map, `deeplabv3plus` the first as well, the others all four. FPN and LinkNet need
+    `output_stride` 32."""
     channels: int = Field(256, ge=8, le=2048)
     """Width of the decoder. U-Net starts with it and halves it twice; FPN adds up half of it (a multiple of 64); LinkNet has the backbone's."""
     dropout: float = Field(0.1, ge=0, lt=1)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from tessera.spec.checks import MODES
+from tessera.spec.networks import SWIN_SIZES
 from tessera.spec.tao import shared
 from tessera.spec.tao.table import (
     PATH,
@@ -116,7 +117,7 @@ MODEL = (
         "tiny",
         "model.backbone.name",
     ),
-    *shared.swin_rows("model.backbone.swin", _swin_size, shared.SWIN["swin_tiny"]),
+    *shared.swin_rows("model.backbone.swin", _swin_size, SWIN_SIZES["swin_tiny"]),
     part("model.backbone.efficientvit.name", choice(*EFFICIENTVIT), "l0", "model.backbone.name"),
     _efficientvit("out_indices", listing(whole(0)), [1, 2, 3]),
     _efficientvit("out_features", listing(TEXT), ["res2", "res3", "res4", "res5"]),

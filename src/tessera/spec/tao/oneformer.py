@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tessera.spec.networks import SWIN_SIZES
 from tessera.spec.tao import shared
 from tessera.spec.tao.table import (
     PATH,
@@ -153,7 +154,7 @@ MODEL = (
         "RADIO and DiNAT do not exist here; take a Swin, or any pyramid of timm's by a file in config/backbones",
     ),
     same("model.backbone.freeze_at", whole(0), 0, "name the stages under train.freeze, such as backbone"),
-    *shared.swin_rows("model.backbone.swin", _swin_size, shared.SWIN["swin_large"]._replace(window_size=12)),
+    *shared.swin_rows("model.backbone.swin", _swin_size, SWIN_SIZES["swin_large"]._replace(window_size=12)),
     _radio("resolution", listing(whole(1), 2), [1024, 1024]),
     _radio("backbone", TEXT, "vit_base_patch16_224"),
     _radio("summary_idxs", listing(whole(0)), [0, 1, 2]),
@@ -342,7 +343,7 @@ def _backbone(settings: Settings) -> Mapping[str, Any]:
     """A published size by its name, any other as the sizes of the nearest."""
     keys = ("embed_dim", "depths", "num_heads")
     sizes = tuple(settings[f"model.backbone.swin.{key}"] for key in keys)
-    published = {name: (size.embed_dim, size.depths, size.num_heads) for name, size in shared.SWIN.items()}
+    published = {name: (size.embed_dim, size.depths, size.num_heads) for name, size in SWIN_SIZES.items()}
     name = next((name for name, known in published.items() if known == sizes), None)
     if name is not None:
         return shared.swin_keys(settings, name)

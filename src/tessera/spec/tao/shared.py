@@ -5,9 +5,10 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from tessera.files import UserError, read_json
+from tessera.spec.networks import SWIN_SIZES, SwinSize
 from tessera.spec.tao.table import (
     PATH,
     SECTION,
@@ -42,23 +43,6 @@ MONITOR = "no scheduler that TAO has reads it (read from its source, not run)"
 SCHEDULERS = {"MultiStep": "MultiStep", "Warmuppoly": "WarmupPoly", "StepLR": "StepLR"}
 QUANTIZE = "the precision of a graph is asked for by file name, not by a key"
 TENSORRT_PRECISION = "no key: ask for a file by its precision, as in `tessera engine --precision fp16`"
-
-
-class SwinSize(NamedTuple):
-    embed_dim: int
-    depths: list[int]
-    num_heads: list[int]
-    window_size: int
-
-
-SWIN = {
-    "swin_tiny": SwinSize(96, [2, 2, 6, 2], [3, 6, 12, 24], 7),
-    "swin_small": SwinSize(96, [2, 2, 18, 2], [3, 6, 12, 24], 7),
-    "swin_base": SwinSize(128, [2, 2, 18, 2], [4, 8, 16, 32], 7),
-    "swin_large": SwinSize(192, [2, 2, 18, 2], [6, 12, 24, 48], 7),
-    "swin_huge": SwinSize(352, [2, 2, 18, 2], [11, 22, 44, 88], 7),
-}
-"""What the names stand for here."""
 
 
 def to_multiple_of_32(value: int) -> int:
@@ -351,7 +335,7 @@ def swin_keys(settings: Settings, name: str) -> dict[str, Any]:
         "model.backbone.name": name,
         "model.backbone.drop_path_rate": settings["model.backbone.swin.drop_path_rate"],
     }
-    if window == SWIN[name].window_size:
+    if window == SWIN_SIZES[name].window_size:
         settings.note("model.backbone.swin.window_size", f"that of {name}")
         return found
     return {**found, "model.backbone.swin.window_size": window}
