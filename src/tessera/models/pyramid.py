@@ -60,7 +60,7 @@ class TimmBackbone(nn.Module):
         """Makes constants of the batch norms' statistics and affine parameters, in training mode, too. Raises UserError without any."""
         if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.net.modules()):
             raise no_batch_norms(self.name)
-        self.net = freeze_batch_norm_2d(self.net)  # type: ignore[no-untyped-call]
+        self.net = freeze_batch_norm_2d(self.net)  # type: ignore[no-untyped-call]  # timm leaves it untyped
 
     def _features(self, images: Tensor) -> Sequence[Tensor]:
         if not self.activation_checkpoint or not torch.is_grad_enabled():

@@ -49,4 +49,4 @@ def contrastive_loss(queries: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
 
 def _gather(features: Tensor) -> Tensor:
     """(B, N) of every process, one after the other."""
-    return torch.cat(tuple(gathering.all_gather(features)))  # type: ignore[no-untyped-call]
+    return torch.cat(tuple(gathering.all_gather(features)))  # type: ignore[no-untyped-call]  # torch leaves it untyped

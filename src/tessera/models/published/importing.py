@@ -179,7 +179,7 @@ class _Traced(Tensor):
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]
+        result = super().__torch_function__(func, types, args, kwargs or {})  # type: ignore[no-untyped-call]  # torch leaves it untyped
         sources = frozenset().union(*(tensor.sources for tensor in _traced(args)))
         for tensor in _traced(result):
             tensor.sources = sources
