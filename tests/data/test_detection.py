@@ -86,6 +86,11 @@ def test_check_counts_what_training_leaves_out(tmp_path: Path) -> None:
     assert report["warnings"]["train: box that reaches out of the image"] == 2
 
 
+def test_a_model_of_masks_cannot_learn_from_boxes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none of its annotations has a mask .* they serve a model of mode detection"):
+        opened(write_coco(tmp_path, [{**box, "segmentation": []} for box in BOXES]), tmp_path, "instance")
+
+
 @pytest.mark.parametrize(
     ("bbox", "message"),
     [
