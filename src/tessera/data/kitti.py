@@ -7,8 +7,6 @@ processes where asked, and every piece is written before the next one is waited 
 from __future__ import annotations
 
 import csv
-import hashlib
-import heapq
 import itertools
 import json
 import os
@@ -19,7 +17,6 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow, Underflow
 from multiprocessing import get_context, parent_process
@@ -29,11 +26,12 @@ from typing import Any
 from rich.progress import Progress
 
 from tessera.data.catalog import read_label_map
+from tessera.data.kitti_listing import Chunk, Listing
 from tessera.files import UserError, atomic_folder, digest_file, only_process, read_json, write_json
-from tessera.ops.image_size import IMAGE_SUFFIXES, read_image_size
+from tessera.ops.image_size import read_image_size
 from tessera.spec.lineage import CONVERT_VERSION, GENERATED_ROOT
 from tessera.spec.schema import ConvertSpec, DatasetSpec
-from tessera.spec.sources import CONVERTED, kitti_sources, source_folder
+from tessera.spec.sources import CONVERTED
 
 COLUMNS = 15
 """type, truncated, occluded, alpha, box (left, top, right, bottom), seven 3-D columns."""
@@ -47,10 +45,6 @@ DIGITS = 64
 _NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _ROW = re.compile(r"[ \t]*(\S+)(?:[ \t]+\S+){3}" + rf"[ \t]+({_NUMBER})" * 4 + r"(?:[ \t]+\S+){7}[ \t]*\r?")
 EXACT = Context(prec=DIGITS, traps=[Inexact, InvalidOperation, Overflow, Underflow])
-_RUN = 50_000
-"""Names that are sorted in memory at a time."""
-_CHUNK = 256
-"""Images that a process reads at a time."""
 _SHOWN = 50
 
 
@@ -60,15 +54,6 @@ class Classes:
     """COCO id and name."""
     ids: dict[str, int]
     """Folded KITTI class -> COCO id."""
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    shard: int
-    first_id: int
-    """Of the first image; the others follow."""
-    lines: list[str]
-    """Image and label file, relative to the root, separated and ended by NUL; the image is empty where there is none."""
 
 
 @dataclass
@@ -103,9 +88,10 @@ def convert_dataset(dataset: DatasetSpec, data_root: str, processes: int = 1, pr
     with only_process(home / ".convert.lock", busy):
         for abandoned in home.glob(f".{CONVERTED}.*"):
             shutil.rmtree(abandoned)
-        with atomic_folder(home / CONVERTED) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with atomic_folder(home / CONVERTED) as folder:
             writer = _Writer(folder, classes)
-            writer.run(root, convert, Path(scratch), processes, progress)
+            with tempfile.TemporaryDirectory(dir=folder) as scratch:
+                writer.run(root, convert, Path(scratch), processes, progress)
             return writer.finish(dataset.name, convert, root)
 
 
@@ -173,7 +159,6 @@ class _Writer:
         """By reason and class."""
         self.faults: list[str] = []
         self.fault_count = 0
-        self._names = dict(classes.categories)
         (folder / "shards").mkdir()
 
     def run(self, root: Path, convert: ConvertSpec, scratch: Path, processes: int, progress: bool) -> None:
@@ -183,16 +168,16 @@ class _Writer:
         ):
             self._report = csv.writer(report, lineterminator="\n")
             self._report.writerow(("file", "line", "class", "reason"))
-            listing = _Listing(root, convert, scratch)
+            listing = Listing(root, convert, scratch)
             self._add_faults(listing.faults)
-            self._drop(listing.dropped())
+            self._drop((name, "", "", NO_LABELS) for name in listing.unlabeled())
             task = bar.add_task("convert", total=sum(listing.sizes.values()))
             reader = _Reader(root, self.classes)
             image_id = annotation_id = 1
             for part in listing.parts:
                 total = listing.sizes[part]
                 count = min(convert.num_shards, total)
-                ends = [total * number // count for number in range(count + 1)]
+                ends = [total * number // max(1, count) for number in range(count + 1)]
                 sizes = [end - start for start, end in itertools.pairwise(ends)]
                 counts = self.counts[part] = {"images": total, "annotations": 0, "shards": count}
                 found: Counter[int] = Counter()
@@ -304,150 +289,12 @@ class _Shard:
             self._file.write(f'\n],\n"categories": {json.dumps(categories, ensure_ascii=False)}\n}}\n')
 
 
-class _Listing:
-    """Every image with its label file, sorted by source, then by name, dealt to the parts; kept in scratch files."""
-
-    def __init__(self, root: Path, convert: ConvertSpec, scratch: Path) -> None:
-        self.faults: list[str] = []
-        self.sizes: Counter[str] = Counter()
-        self._root, self._convert, self._scratch = root, convert, scratch
-        folds = convert.num_partitions
-        sources = {split: listed for split, listed in kitti_sources(convert).items() if listed}
-        names = [f"fold{number}" for number in range(folds)] if folds > 1 else []
-        drawn = {"val"} if convert.val_split else set()
-        order = [*(names or ["train"]), "val", "test"]
-        self.parts = [part for part in order if part in {*names, *drawn, *sources} and (not names or part != "train")]
-        with ExitStack() as stack:
-            files = {
-                name: stack.enter_context(self._path(name).open("w", encoding="utf-8", newline="\n"))
-                for name in (*self.parts, "orphans", "unlabeled")
-            }
-            for split, listed in sources.items():
-                for source in listed:
-                    for stem, suffix, ending in self._pairs(source):
-                        image = f"{source_folder(source, convert.image_dir_name)}/{stem}{suffix}"
-                        label = f"{source_folder(source, convert.label_dir_name)}/{stem}{ending}"
-                        if suffix is None:
-                            files["orphans"].write(f"\0{label}\0\n")
-                        elif ending is None:
-                            files["unlabeled"].write(f"{image}\n")
-                        else:
-                            part = self._part(split, f"{source}/{stem}")
-                            files[part].write(f"{image}\0{label}\0\n")
-                            self.sizes[part] += 1
-
-    def chunks(self, part: str, sizes: list[int], first_id: int) -> Iterator[_Chunk]:
-        """No chunk reaches over the end of a shard."""
-        with self._path(part).open(encoding="utf-8", newline="\n") as lines:
-            for shard, size in enumerate(sizes):
-                for start in range(0, size, _CHUNK):
-                    taken = list(itertools.islice(lines, min(_CHUNK, size - start)))
-                    yield _Chunk(shard, first_id, taken)
-                    first_id += len(taken)
-
-    def orphans(self) -> Iterator[_Chunk]:
-        """Label files without an image."""
-        with self._path("orphans").open(encoding="utf-8", newline="\n") as lines:
-            while taken := list(itertools.islice(lines, _CHUNK)):
-                yield _Chunk(0, 0, taken)
-
-    def dropped(self) -> Iterator[tuple[str, str, str, str]]:
-        """Images without labels."""
-        with self._path("unlabeled").open(encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                yield line.removesuffix("\n"), "", "", NO_LABELS
-
-    def _path(self, name: str) -> Path:
-        return self._scratch / f"{name}.list"
-
-    def _part(self, split: str, name: str) -> str:
-        """Depends on the name and the seed alone: more images move none from part to part."""
-        if split != "train" or (self._convert.num_partitions == 1 and not self._convert.val_split):
-            return split
-        number = hashlib.blake2b(f"{self._convert.seed}\0{name}".encode(), digest_size=8).digest()
-        share = int.from_bytes(number, "big") / 2**64
-        if self._convert.num_partitions > 1:
-            return f"fold{min(int(share * self._convert.num_partitions), self._convert.num_partitions - 1)}"
-        return "val" if share < self._convert.val_split / 100 else "train"
-
-    def _pairs(self, source: str) -> Iterator[tuple[str, str | None, str | None]]:
-        """By stem: the stem, the suffix of its image and that of its label file, None where there is none."""
-        images = self._sorted(source_folder(source, self._convert.image_dir_name), IMAGE_SUFFIXES)
-        labels = self._sorted(source_folder(source, self._convert.label_dir_name), frozenset({".txt"}))
-        grouped = itertools.groupby(
-            heapq.merge(((stem, 0, suffix) for stem, suffix in images), ((stem, 1, suffix) for stem, suffix in labels)),
-            key=lambda entry: entry[0],
-        )
-        for stem, entries in grouped:
-            found: tuple[list[str], list[str]] = ([], [])
-            for _, kind, suffix in entries:
-                found[kind].append(suffix)
-            for suffixes in found:
-                if len(suffixes) > 1:
-                    names = " and ".join(stem + suffix for suffix in suffixes)
-                    self.faults.append(f"{source}: {names} belong to one image; rename or remove one of them")
-            yield stem, next(iter(found[0]), None), next(iter(found[1]), None)
-
-    def _sorted(self, place: str, suffixes: frozenset[str]) -> Iterator[tuple[str, str]]:
-        """(stem, suffix) of the files of a folder that have one of the suffixes; hidden ones are left out."""
-        lines = _sorted_lines(self._names(place, suffixes), self._scratch)
-        for line in lines:
-            stem, suffix, _ = line.split("\0")
-            yield stem, suffix
-
-    def _names(self, place: str, suffixes: frozenset[str]) -> Iterator[str]:
-        folder = self._root / place
-        try:
-            entries = os.scandir(folder)
-        except FileNotFoundError:
-            raise UserError(
-                f"{folder}: no such folder; expected one of the source's (convert.input_source, image_dir_name, label_dir_name)"
-            ) from None
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be read as a folder ({error.strerror})") from None
-        with entries:
-            for entry in entries:
-                stem, dot, ending = entry.name.rpartition(".")
-                suffix = dot + ending
-                if suffix.lower() not in suffixes or entry.name.startswith(".") or not entry.is_file():
-                    continue
-                if not _is_plain(entry.name):
-                    self.faults.append(
-                        f"{place}/{entry.name!r}: expected a name of UTF-8 text without line breaks and backslashes; rename it"
-                    )
-                    continue
-                yield f"{stem}\0{suffix}\0\n"
-
-
-def _is_plain(name: str) -> bool:
-    if "\n" in name or "\r" in name or "\\" in name:
-        return False
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _sorted_lines(lines: Iterable[str], scratch: Path) -> Iterator[str]:
-    """In the order of code points. Only a run of lines is in memory; sorted runs wait in scratch files to be merged."""
-    remaining = iter(lines)
-    with ExitStack() as stack:
-        runs = []
-        while run := sorted(itertools.islice(remaining, _RUN)):
-            file = stack.enter_context(tempfile.TemporaryFile("w+", dir=scratch, encoding="utf-8", newline="\n"))
-            file.writelines(run)
-            file.seek(0)
-            runs.append(file)
-        yield from heapq.merge(*runs)
-
-
 @dataclass(frozen=True)
 class _Reader:
     root: Path
     classes: Classes
 
-    def __call__(self, chunk: _Chunk) -> _Piece:
+    def __call__(self, chunk: Chunk) -> _Piece:
         piece = _Piece(chunk.shard)
         for image_id, line in enumerate(chunk.lines, chunk.first_id):
             image, label, _ = line.split("\0")
@@ -520,7 +367,7 @@ def _fault(row: str) -> str:
     return "columns are separated by something else than spaces and tabs"
 
 
-def _in_processes(reader: _Reader, chunks: Iterator[_Chunk], processes: int) -> Iterator[_Piece]:
+def _in_processes(reader: _Reader, chunks: Iterator[Chunk], processes: int) -> Iterator[_Piece]:
     """In order; a few chunks are under way at a time."""
     if processes == 1:
         yield from map(reader, chunks)
