@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -67,3 +69,29 @@ def test_mistake_in_one_process_is_told_once(work):
     log = process.stderr.read()
     assert process.wait(30) == 1
     assert "closest: backbone" in log.splitlines()[-1]
+
+
+START = """
+import sys
+from pathlib import Path
+from torch import distributed
+from tessera.files import UserError
+from tessera.training.checkpoint import Folder
+from tessera.training.loop import require_same_start
+
+distributed.init_process_group("gloo")
+folder = Folder(Path("checkpoints"), "toy", 4)
+require_same_start(8, folder)
+try:
+    require_same_start(4 * distributed.get_rank(), folder)
+except UserError as error:
+    print(error)
+distributed.destroy_process_group()
+"""
+
+
+def test_machines_without_a_shared_disk_are_found_out():
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
+    done = subprocess.run([*command, sys.executable, "-c", START], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("different steps there ([0, 4], by rank)") == 2, done.stdout + done.stderr

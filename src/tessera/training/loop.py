@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from tessera.files import UserError
 from tessera.spec.networks import Mode
 from tessera.spec.schema import TrainSpec
 from tessera.structures import Batch
@@ -54,6 +55,7 @@ class Loop(Callback):
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, TrainModule)
+        require_same_start(self.state.step, self.folder)
         module.step = self.state.step
         if self.restored is not None:
             restore_optimizer(trainer, self.restored)
@@ -145,3 +147,16 @@ class Loop(Callback):
         flag = torch.tensor(self.stop.signum, device=device)
         torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
         return int(flag)
+
+
+def require_same_start(step: int, folder: Folder) -> None:
+    """Raises UserError where the processes of a training found different checkpoints, as machines do that share no disk."""
+    if not torch.distributed.is_initialized():
+        return
+    found: list[int] = [0] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, step)
+    if len(set(found)) > 1:
+        raise UserError(
+            f"{folder.path}: the processes of this training would continue from different steps there ({found}, by rank); the root of "
+            "the checkpoints must lie on a disk that all machines share: set `checkpoints` in config/config.yaml"
+        )

@@ -46,8 +46,9 @@ def train(spec: Spec, experiment: str, results: Path, checkpoints: Path) -> None
         return
     if hardware.nodes > 1 and rank is None:
         raise UserError(
-            f"train.num_nodes={hardware.nodes}: start one process per GPU on every machine by `srun --ntasks={hardware.world_size}` or "
-            f"`torchrun --nnodes={hardware.nodes} --nproc-per-node={hardware.processes}`, or set train.num_nodes=1"
+            f"train.num_nodes={hardware.nodes}: `snakemake --workflow-profile profiles/slurm` starts one process per GPU on every machine; by "
+            f"hand it is `srun --nodes={hardware.nodes} --ntasks-per-node={hardware.processes}` or `torchrun --nnodes={hardware.nodes} "
+            f"--nproc-per-node={hardware.processes}`. Or set train.num_nodes=1"
         )
     catalog = load_catalog(spec.dataset, spec.data_root, spec.model.mode)
     plan = Plan.of(spec, experiment, checkpoints, catalog, hardware.world_size)
