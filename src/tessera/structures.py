@@ -65,7 +65,7 @@ class ClassCatalog:
 
     @classmethod
     def from_json(cls, value: Sequence[dict[str, Any]]) -> ClassCatalog:
-        """Trusts its input: label maps from users go through ``data.catalog.read_label_map``."""
+        """Trusts its input: label maps from users go through ``data.label_map.read_label_map``."""
         return cls(
             tuple(
                 Category(

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from tessera.data.catalog import full_catalog, load_catalog, parse_label_map, read_label_map
+from tessera.data.catalog import full_catalog, load_catalog
+from tessera.data.label_map import parse_label_map, read_label_map
 from tessera.files import UserError
 from tessera.spec.schema import DatasetSpec, SplitSpec
 

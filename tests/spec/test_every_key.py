@@ -64,6 +64,16 @@ VALUES: dict[str, Any] = {
     "evaluate.classes": ["circle"],
     "inference.color_map": {"circle": [1, 2, 3]},
     "inference.outline_width": 5,
+    "dataset.convert.input_source": ["b"],
+    "dataset.convert.val_source": ["c"],
+    "dataset.convert.test_source": ["d"],
+    "dataset.convert.image_dir_name": "image_2",
+    "dataset.convert.label_dir_name": "label_2",
+    "dataset.convert.mapping_path": "classes.json",
+    "dataset.convert.val_split": 10.0,
+    "dataset.convert.num_partitions": 5,
+    "dataset.convert.num_shards": 3,
+    "dataset.convert.seed": 1,
     "dataset.train.target_size": [64, 96],
     "dataset.val.target_size": [64, 96],
     "dataset.test.target_size": [64, 96],
@@ -97,6 +107,9 @@ def base(family: str, name: str = "") -> dict[str, Any]:
         values["dataset"]["type"] = "coco"
     if name.startswith(FETCHED):
         values["dataset"] |= {"generator": None, "fetch": {"images": dict(ARCHIVE)}}
+    if name.startswith("dataset.convert."):
+        values["dataset"] |= {"type": "coco", "label_map": "map.json", "convert": {"input_source": ["a"]}}
+        values["model"]["mode"] = "instance"
     if name in CONTEXT:
         values["dataset"]["augmentation"] = dict(CONTEXT[name])
     return values
@@ -192,7 +205,7 @@ READERS = {
     "seed": ("training", "data"),
     "data_root": ("data",),
     "model": ("models", "data"),
-    "dataset": ("data", "ops"),
+    "dataset": ("data", "spec/sources", "ops"),
     "train": ("training", "data", "models"),
     "postprocess": ("models",),
     "evaluate": ("cli", "inference"),

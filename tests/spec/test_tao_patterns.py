@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tessera.cli import app
-from tessera.data.catalog import load_catalog, read_label_map
+from tessera.data.catalog import load_catalog
+from tessera.data.label_map import read_label_map
 from tessera.files import UserError
 from tessera.spec.compose import load_grid
 from tessera.spec.schema import DatasetSpec

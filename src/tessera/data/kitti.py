@@ -25,8 +25,8 @@ from typing import Any
 
 from rich.progress import Progress
 
-from tessera.data.catalog import read_label_map
 from tessera.data.kitti_listing import Chunk, Listing
+from tessera.data.label_map import read_label_map
 from tessera.files import UserError, atomic_folder, digest_file, only_process, read_json, write_json
 from tessera.ops.image_size import read_image_size
 from tessera.spec.lineage import CONVERT_VERSION, GENERATED_ROOT
