@@ -1,5 +1,5 @@
 # Translates wildcards into questions to the plan; what needs thought lives in src/tessera/spec/planning.py, where pytest sees it.
-from tessera.spec.planning import Plan, engine_notice
+from tessera.spec.planning import FIGURES, Plan, engine_notice
 
 PLAN = Plan(config)
 PLAN.refuse_unsafe_repro()
@@ -71,6 +71,14 @@ def table_sources(wildcards):
 
 def table_lineage(wildcards):
     return PLAN.table_lineage(wildcards.table)
+
+
+def figure_sources(wildcards):
+    return PLAN.figure_sources(wildcards.table)
+
+
+def figures_lineage(wildcards):
+    return PLAN.figures_lineage(wildcards.table)
 
 
 def metrics_evaluations(wildcards):

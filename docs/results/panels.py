@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 from tessera.data.datasets import open_dataset
-from tessera.evaluation.draw import draw_predictions, draw_truth, side_by_side
+from tessera.evaluation.draw import draw_predictions, draw_truth
 from tessera.inference import load_predictor
+from tessera.reporting.panels import Row, draw_sheet, evenly_spread
+from tessera.reporting.style import save
 from tessera.spec.compose import load_grid
 
 PICTURES = 3
@@ -24,18 +26,16 @@ def main(data_root: str, *experiments: str) -> None:
         model = load_predictor(Path("results") / experiment / "model.pth", spec.postprocess)
         catalog, mode = model.header.catalog, spec.model.mode
         split = open_dataset(spec.dataset, spec.evaluate.split, catalog, mode, data_root)
-        for number in range(PICTURES):
-            sample = split.read((2 * number + 1) * len(split) // (2 * PICTURES))
+        for number, index in enumerate(evenly_spread(len(split), PICTURES), 1):
+            sample = split.read(index)
             predictions = model.predict(sample.image.permute(1, 2, 0).numpy())
-            sheet = side_by_side(
-                [
-                    ("truth", draw_truth(sample.image, sample.target, catalog, mode)),
-                    ("prediction", draw_predictions(sample.image, predictions, catalog, mode)),
-                ],
-                height=320,
-            )
-            sheet.save(Path("docs/results") / f"{experiment}-{number + 1}.jpg", quality=85)
-            print(f"docs/results/{experiment}-{number + 1}.jpg: {sample.file_name}")
+            panels = [
+                ("truth", draw_truth(sample.image, sample.target, catalog, mode)),
+                ("prediction", draw_predictions(sample.image, predictions, catalog, mode)),
+            ]
+            path = Path("docs/results") / f"{experiment}-{number}.jpg"
+            save(draw_sheet([Row("", panels)], width=6), path, dpi=150)
+            print(f"{path}: {sample.file_name}")
 
 
 if __name__ == "__main__":

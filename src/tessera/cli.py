@@ -347,7 +347,7 @@ def import_weights(
 
 @app.command()
 def compare(table: str, data_root: DataRoot = None, log: Log = None) -> None:
-    """Write results/tables/<table>.{csv,md,tex,json} from the evaluations that config/config.yaml lists for it."""
+    """Write results/tables/<table>.{csv,md,tex,html,json} from the evaluations that config/config.yaml lists for it."""
     from tessera.reporting.compare import compare
     from tessera.spec.compose import load_grid
 
@@ -367,7 +367,7 @@ def metrics(data_root: DataRoot = None, log: Log = None) -> None:
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(help="results, results/<experiment> or results/tables.")] = RESULTS,
+    path: Annotated[Path, typer.Argument(help="results, results/<experiment>, results/tables or results/figures.")] = RESULTS,
     data_root: DataRoot = None,
     log: Log = None,
 ) -> None:
@@ -383,6 +383,16 @@ def verify(
     if counts["broken"]:
         raise UserError(f"{path}: {counts['broken']} of these lines say that something no longer holds")
     print(f"{path}: all of it holds, {counts['warning']} warnings", flush=True)
+
+
+@app.command()
+def figures(table: str, data_root: DataRoot = None, log: Log = None) -> None:
+    """Draw results/figures/<table>/*.{png,pdf}: curves, accuracy against time, scores by class and pictures of a table's experiments."""
+    from tessera.reporting.figures import figures
+    from tessera.spec.compose import load_grid
+
+    _start_log(log)
+    figures(load_grid(data_root=data_root), table, RESULTS)
 
 
 @app.command()

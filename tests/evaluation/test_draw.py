@@ -9,7 +9,6 @@ from tessera.evaluation.draw import (
     draw_predictions,
     draw_semantic,
     draw_truth,
-    side_by_side,
 )
 from tessera.ops.masks import masks_to_boxes
 from tessera.structures import Category, ClassCatalog, Instances, Panoptic, Predictions, Segment
@@ -134,13 +133,3 @@ def test_labels_stay_inside_and_do_not_cover_each_other():
 )
 def test_text_contrasts_with_its_background(background, expected):
     assert text_color(background)[0] == expected
-
-
-def test_panels_stand_side_by_side_at_one_height():
-    picture = draw_semantic(GRAY, torch.zeros(SIZE, dtype=torch.int64), CATALOG)
-    sheet = side_by_side(
-        [("image", picture), ("truth", picture.resize((100, 300))), ("prediction", picture)], height=300
-    )
-    assert sheet.width == 500 + 100 + 500 + 4 * 7 and sheet.height > 300
-    with pytest.raises(ValueError, match="no panels"):
-        side_by_side([])

@@ -28,7 +28,13 @@ outputs = {
     "evaluate": [folder / f"{prefix}eval{suffix}{end}" for end in EVALUATION],
     "infer": [folder / f"{prefix}inference{suffix}" / "index.json"],
     "metrics": [Path("results/metrics.json"), Path("results/metrics.csv")],
-    "compare": [Path("results/tables") / f"{subject}.{end}" for end in ("csv", "md", "tex", "json")],
+    "figures": [
+        Path("results/figures") / subject / f"{name}.{end}"
+        for name in ("curves", "accuracy_time", "classes", "pictures")
+        for end in ("png", "pdf")
+    ]
+    + [Path("results/figures") / subject / "figures.json"],
+    "compare": [Path("results/tables") / f"{subject}.{end}" for end in ("csv", "md", "tex", "html", "json")],
 }[verb]
 with Path("calls.txt").open("a") as calls:
     calls.write(" ".join(sys.argv[1:]) + "\n")

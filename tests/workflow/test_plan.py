@@ -56,8 +56,13 @@ def swap_two_losses(project: Project) -> None:
     )
 
 
-def set_table(project: Project) -> None:
+def set_metrics(project: Project) -> None:
     table = {**CONFIG["tables"]["demo"], "metrics": ["PQ"]}
+    project.configure("config", {**CONFIG, "tables": {"demo": table}})
+
+
+def set_decimals(project: Project) -> None:
+    table = {**CONFIG["tables"]["demo"], "decimals": 3}
     project.configure("config", {**CONFIG, "tables": {"demo": table}})
 
 
@@ -75,16 +80,18 @@ def add_an_experiment(project: Project) -> None:
     project.configure("config", {**CONFIG, "seeds": [0, 1]})
 
 
-SHORT = {"train": 1, "evaluate": 1, "export": 1, "parity_onnx": 1, "evaluate_onnx": 1, "metrics": 1, "compare": 1, "all": 1}
+TABLES = {"metrics": 1, "compare": 1, "figures": 1, "all": 1}
+SHORT = {"train": 1, "evaluate": 1, "export": 1, "parity_onnx": 1, "evaluate_onnx": 1, "infer": 1, **TABLES}
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (set_threshold, {"evaluate": 1, "evaluate_onnx": 1, "infer": 1, "metrics": 1, "compare": 1, "all": 1}),
+        (set_threshold, {"evaluate": 1, "evaluate_onnx": 1, "infer": 1, **TABLES}),
         (set_learning_rate, SHORT),
         (swap_two_losses, SHORT),
-        (set_table, {"compare": 1, "all": 1}),
+        (set_metrics, {"compare": 1, "figures": 1, "all": 1}),
+        (set_decimals, {"compare": 1, "all": 1}),
         (set_inert_key, {}),
         (write_the_default, {}),
         (add_an_experiment, {}),

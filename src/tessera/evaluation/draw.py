@@ -1,4 +1,4 @@
-"""Overlays of predictions and of truth in the label map's colours, and panels that set them side by side."""
+"""Overlays of predictions and of truth in the label map's colours."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor
 
-from tessera.evaluation.canvas import Canvas, font, largest_part, shade
+from tessera.evaluation.canvas import Canvas, largest_part, shade
 from tessera.ops.masks import masks_to_boxes
 from tessera.spec.networks import Mode
 from tessera.structures import IGNORE, ClassCatalog, Instances, Panoptic, Predictions, Target
@@ -96,27 +96,6 @@ def draw_instances(
     labels, scores = instances.labels[kept].tolist(), instances.scores[kept].tolist()
     _draw_objects(canvas, labels, masks, instances.boxes[kept], catalog, opacity, scores)
     return canvas.finish()
-
-
-def side_by_side(panels: Sequence[tuple[str, Image.Image]], height: int = 480) -> Image.Image:
-    """Titled panels of equal height in one row on white, for documents."""
-    if not panels:
-        raise ValueError("no panels to set side by side")
-    margin, size = max(4, height // 40), max(12, height // 24)
-    head = round(1.8 * size)
-    scaled = [
-        (title, panel.resize((max(1, round(panel.width * height / panel.height)), height), Image.Resampling.LANCZOS))
-        for title, panel in panels
-    ]
-    width = sum(panel.width for _, panel in scaled) + margin * (len(scaled) + 1)
-    sheet = Image.new("RGB", (width, head + height + margin), "white")
-    draw = ImageDraw.Draw(sheet)
-    left = margin
-    for title, panel in scaled:
-        draw.text((left + panel.width / 2, head / 2), title, font=font(size), fill=(34, 34, 34), anchor="mm")
-        sheet.paste(panel, (left, head))
-        left += panel.width + margin
-    return sheet
 
 
 def _draw_objects(

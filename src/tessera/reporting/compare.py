@@ -15,6 +15,7 @@ from tessera import provenance
 from tessera.evaluation.statistics import read_statistics
 from tessera.files import UserError, write_json, write_text
 from tessera.reporting.collect import Evaluation, collect, read_document
+from tessera.reporting.html import to_html
 from tessera.reporting.statistics import LEVEL, interval, metrics_of, resample_weights, two_sided_p
 from tessera.reporting.table import DIFFERS, RUNTIME_NAMES, Cell, Column, ComparisonTable, Row, to_latex, to_markdown
 from tessera.spec.compose import Grid, Table
@@ -43,8 +44,8 @@ class Resampled:
 
 
 def compare(grid: Grid, table: str, results: Path) -> None:
-    """Writes ``results/tables/<table>.csv`` (every number, in full), ``.md`` and ``.tex`` (percent, mean and spread over seeds), and ``.json``
-    (the cells in full, and what all of it was made from)."""
+    """Writes ``results/tables/<table>.csv`` (every number, in full), ``.md``, ``.tex`` and ``.html`` (percent, mean and spread over seeds), and
+    ``.json`` (the cells in full, and what all of it was made from)."""
     evaluations = collect(grid, table, results)
     definition = grid.tables[table]
     files = {_key(evaluation): _file(results, evaluation) for evaluation in evaluations}
@@ -66,6 +67,7 @@ def compare(grid: Grid, table: str, results: Path) -> None:
         f"{table}.csv": numbers.to_csv(index=False, lineterminator="\n"),
         f"{table}.md": text,
         f"{table}.tex": to_latex(made, definition.latex_decimals),
+        f"{table}.html": to_html(made, evaluations, definition.decimals),
     }
     for name, content in contents.items():
         write_text(folder / name, content)

@@ -18,7 +18,7 @@ from tessera.files import UserError, digest_file, read_json
 from tessera.reporting.statistics import evaluated
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import RUNTIMES, differences, lineage
-from tessera.spec.planning import COMPARE_VERSION, runtime_file, statistics_file
+from tessera.spec.planning import COMPARE_VERSION, FIGURES_VERSION, runtime_file, statistics_file
 
 TOLERANCE = 1e-9
 """Between a metric and what its statistics give: sums in another order."""
@@ -73,6 +73,8 @@ def verify(grid: Grid, path: Path, results: Path) -> Iterator[Finding]:
     for folder in folders:
         if folder.name == "tables":
             yield from _verify_tables(grid, folder)
+        elif folder.name == "figures":
+            yield from _verify_figures(grid, folder)
         elif folder.name in grid.parts:
             yield from _verify_experiment(grid, folder)
         else:
@@ -120,8 +122,23 @@ def _verify_tables(grid: Grid, folder: Path) -> Iterator[Finding]:
     yield from _facts(grid.root, folder, found)
 
 
+def _verify_figures(grid: Grid, folder: Path) -> Iterator[Finding]:
+    found: dict[Path, dict[str, Any]] = {}
+    for path in sorted(folder.glob("*/figures.json")):
+        table = path.parent.name
+        if table not in grid.tables:
+            yield Finding("broken", path, "config/config.yaml has no such table")
+            continue
+        wanted = {"version": FIGURES_VERSION, "metrics": grid.tables[table].metrics}
+        document = yield from _verify_record(path, wanted, {"table": table})
+        if document is not None:
+            found[path] = document
+    yield from _strangers(folder, found)
+    yield from _facts(grid.root, folder, found)
+
+
 def _verify_other(folder: Path) -> Iterator[Finding]:
-    """Figures and the like, or an experiment that the configuration no longer has."""
+    """An experiment that the configuration no longer has, and whatever else."""
     known = [folder / name for name in records() if (folder / name).is_file()]
     if known:
         yield Finding(

@@ -6,7 +6,7 @@ import functools
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,15 @@ TRAIN_THREADS = 8
 
 COMPARE_VERSION = 1
 """Raised when a change of src/tessera/reporting changes the tables."""
+
+FIGURES = ("curves", "accuracy_time", "classes", "pictures")
+"""Each a PNG and a PDF below ``results/figures/<table>/``."""
+
+FIGURES_VERSION = 1
+"""Raised when a change of src/tessera/reporting changes the figures."""
+
+MAX_FIGURE_ROWS = 12
+"""Figures tell no more rows of a table apart."""
 
 
 def runtime_file(kind: str, runtime: str, precision: str) -> str:
@@ -69,6 +78,12 @@ def listed_evaluations(grid: Grid) -> list[tuple[str, str, str]]:
         if not set(grid.experiments).isdisjoint(names):
             rows += [(name, *column) for name in names for column in table_columns(grid.tables[table])]
     return list(dict.fromkeys(rows))
+
+
+def figure_files(experiments: Iterable[str], columns: Sequence[tuple[str, str]]) -> list[str]:
+    """Below the results, what figures are drawn from; ``columns`` as ``table_columns`` gives them."""
+    files = [*(evaluation_file(*column) for column in columns), "metrics.csv", "train.json", "inference/index.json"]
+    return [f"{experiment}/{file}" for experiment in dict.fromkeys(experiments) for file in files]
 
 
 class Plan:
@@ -198,17 +213,16 @@ class Plan:
         return canonical_json({"dataset": source, "data": self.data(name, ("train", "val"))})
 
     def default_targets(self) -> list[str]:
-        """The experiments that config/config.yaml lists, as far as a machine without a GPU can take them, all their metrics, and the tables that any of them is in."""
+        """The experiments that config/config.yaml lists, as far as a machine without a GPU can take them, all their metrics, and the tables
+        that any of them is in, with their figures."""
         listed = set(self.grid.experiments)
         files = ("eval.json", "onnx_eval.json", "inference/index.json")
+        tables = [table for table in self.grid.tables if not listed.isdisjoint(self._experiments(table))]
         return [
             *(f"{RESULTS}/{name}/{file}" for name in self.grid.experiments for file in files),
             *([f"{RESULTS}/metrics.json"] if listed else []),
-            *(
-                f"{RESULTS}/tables/{table}.md"
-                for table in self.grid.tables
-                if not listed.isdisjoint(self._experiments(table))
-            ),
+            *(f"{RESULTS}/tables/{table}.md" for table in tables),
+            *(f"{RESULTS}/figures/{table}/{FIGURES[0]}.png" for table in tables if self._fits_figures(table)),
         ]
 
     def metrics_evaluations(self) -> list[str]:
@@ -251,6 +265,26 @@ class Plan:
         }
         definition = self.grid.tables[table].model_dump(mode="json")
         return canonical_json({"table": definition, "version": COMPARE_VERSION, "evaluations": rows})
+
+    def figure_sources(self, table: str) -> list[str]:
+        experiments = self.grid.table_experiments(table)
+        return [f"{RESULTS}/{file}" for file in figure_files(experiments, table_columns(self.grid.tables[table]))]
+
+    def figures_lineage(self, table: str) -> str:
+        """What figures read of the table's definition, and the lineage of everything in them."""
+        evaluations = {
+            f"{experiment}/{file}": self.digest(experiment, "evaluate", runtime, precision)
+            for experiment, runtime, precision, file in self._rows(table)
+        }
+        pictures = {experiment: self.digest(experiment, "infer") for experiment, _, _, _ in self._rows(table)}
+        metrics = self.grid.tables[table].metrics
+        return canonical_json(
+            {"metrics": metrics, "version": FIGURES_VERSION, "evaluations": evaluations, "pictures": pictures}
+        )
+
+    def _fits_figures(self, table: str) -> bool:
+        parts = (self.grid.parts[experiment] for experiment in self._experiments(table))
+        return len({(part["model"], part["backbone"], part["dataset"], *part["variants"]) for part in parts}) <= MAX_FIGURE_ROWS
 
     def _rows(self, table: str) -> list[tuple[str, str, str, str]]:
         return [

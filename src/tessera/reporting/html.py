@@ -1,0 +1,88 @@
+"""A comparison table as a page of its own: sortable, readable with a screen reader, without anything from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tessera.reporting.collect import Evaluation
+from tessera.reporting.table import (
+    DIFFERS,
+    PARAMETERS,
+    Cell,
+    ComparisonTable,
+    Row,
+    Standing,
+    interval_text,
+    number_text,
+    parameters_text,
+)
+
+LEGEND = "Bold is best, underlined second."
+
+
+def to_html(table: ComparisonTable, evaluations: Sequence[Evaluation], decimals: int) -> str:
+    """``evaluations`` are those that the table was made of: footnotes name the commit and the data of each row."""
+    environment = Environment(
+        loader=PackageLoader("tessera.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    standings = table.standings(decimals)
+    return environment.get_template("table.html.jinja").render(
+        table=table,
+        legend=LEGEND if any(map(any, standings)) else "",
+        differs=DIFFERS,
+        first=[*table.keys, *([PARAMETERS] if table.shows_parameters else [])],
+        rows=[
+            {
+                "number": number,
+                "names": table.row_texts(row),
+                "parameters": row.parameters,
+                "parameters_text": parameters_text(row),
+                "cells": [_cell(cell, standing, decimals) for cell, standing in zip(row.cells, ranks, strict=True)],
+                "sources": _sources(row, evaluations),
+            }
+            for number, (row, ranks) in enumerate(zip(table.rows, standings, strict=True), 1)
+        ],
+    )
+
+
+def _cell(cell: Cell | None, standing: Standing, decimals: int) -> dict[str, Any]:
+    if cell is None:
+        return {"value": None, "text": "–", "standing": "", "interval": "", "differs": False}
+    return {
+        "value": cell.mean,
+        "text": number_text(cell, decimals),
+        "standing": standing,
+        "interval": interval_text(cell, decimals),
+        "differs": cell.differs,
+        "title": _details(cell),
+    }
+
+
+def _details(cell: Cell) -> str:
+    """More digits than are printed, and what else is known of the number."""
+    parts = [f"{cell.mean:.4f}"]
+    if cell.std is not None:
+        parts.append(f"standard deviation {cell.std:.4f}")
+    if cell.interval is not None:
+        parts.append(f"95 % interval {interval_text(cell, 4)}")
+    if cell.difference is not None:
+        parts.append(f"{cell.difference:+.4f} against the baseline")
+    if cell.p is not None:
+        parts.append(f"p = {cell.p:.3g}")
+    return "; ".join(parts)
+
+
+def _sources(row: Row, evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """One for every experiment, commit and data."""
+    name = (row.model, row.backbone, row.dataset, row.variant)
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for evaluation in evaluations:
+        if name == (evaluation.model, evaluation.backbone, evaluation.dataset, "-".join(evaluation.variants)):
+            commit = str(evaluation.facts.get("commit") or "unknown")
+            data = sorted((split, str(digest)) for split, digest in evaluation.lineage["data"].items())
+            source = {"experiment": evaluation.experiment, "commit": commit, "data": data}
+            found[evaluation.experiment, commit, *map(str, data)] = source
+    return list(found.values())
