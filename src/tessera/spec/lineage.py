@@ -234,6 +234,10 @@ def recorded_by_dvc(dataset: DatasetSpec, data_root: str, splits: Sequence[str] 
                 # Pictures or masks that no key names lie anywhere beside the annotations.
                 folder = PurePosixPath(source.annotations).parent
                 named |= {str(folder / file.stem) for file in (Path(data_root) / folder).glob("*.dvc")}
+    if dataset.convert is not None:
+        listed = kitti_sources(dataset.convert)
+        folders = (dataset.convert.image_dir_name, dataset.convert.label_dir_name)
+        named |= {source_folder(source, folder) for split in splits for source in listed[split] for folder in folders}
     places = {place for name in named if name for place in (PurePosixPath(name), *PurePosixPath(name).parents)}
     found = {f"{place}.dvc": raw_digest(Path(data_root) / place) for place in places}
     return {name: digest for name, digest in found.items() if digest is not None}
@@ -284,6 +288,7 @@ def _converted_digest(dataset: DatasetSpec, convert: ConvertSpec, data_root: str
         "version": CONVERT_VERSION,
         "files": given,
         "before": data_digest(before_conversion(dataset), data_root, splits),
+        "recorded": {} if dataset.generator is not None else recorded_by_dvc(dataset, str(root), splits),
     }
     return digest_text(canonical_json(content))[:16]
 

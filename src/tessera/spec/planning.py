@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tessera.files import UserError, canonical_json
@@ -244,9 +244,9 @@ class Plan:
             return
         made, tracked = set(), set()
         for name in {self.dataset_of(experiment) for experiment, _, _ in listed_evaluations(self.grid)}:
-            if self.dataset_files(name):
-                made.add(f"{GENERATED_ROOT}/{name}")
-            elif not Path(self.data_root).is_absolute():
+            folders = {PurePosixPath(file).parent for file in (*self.dataset_files(name), *self.given_files(name))}
+            made |= {str(folder) for folder in folders if folders.isdisjoint(folder.parents)}
+            if self.grid.dataset(name).generator is None and not Path(self.data_root).is_absolute():
                 places = recorded_by_dvc(self.grid.dataset(name), self.data_root)
                 tracked |= {(Path(self.data_root) / place).as_posix().removesuffix(".dvc") for place in places}
         refuse_unsafe_repro(os.environ["DVC_STAGE"], made, tracked, self.grid.root)
