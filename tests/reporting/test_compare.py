@@ -2,8 +2,13 @@ from __future__ import annotations
 
 import io
 import json
+import math
+import re
+import shutil
+import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +16,15 @@ import pandas as pd
 import pytest
 import yaml
 
+from tessera import provenance
+from tessera.evaluation.statistics import Statistics, as_columns, write_statistics
 from tessera.files import UserError
 from tessera.reporting.compare import compare
+from tessera.reporting.statistics import evaluated
 from tessera.reporting.table import escape_latex
 from tessera.spec.compose import Grid, load_grid
 from tessera.spec.lineage import lineage
-from tessera.spec.planning import evaluation_file
+from tessera.spec.planning import Plan, evaluation_file
 
 CONFIG: dict[str, Any] = {
     "models": ["mask2former"],
@@ -92,7 +100,9 @@ def test_runtimes_and_metrics_are_columns(root: Path) -> None:
         write(grid, experiment, {"mIoU": 0.9, "PQ": quality - 0.001, "AP": None}, "onnx")
     csv, markdown, latex = tables(grid)
     data = lineage(grid.resolve("mask2former_swin").spec, "evaluate")["data"]
-    source = f"commits {'b' * 12}, {'a' * 12}-dirty; digests of the data: demo test {data['test']} train {data['train']}."
+    source = (
+        f"commits {'b' * 12}, {'a' * 12}-dirty; digests of the data: demo test {data['test']} train {data['train']}."
+    )
     assert markdown.splitlines() == [
         "| model       | backbone | params (M) | PyTorch PQ | PyTorch AP | PyTorch mIoU | ONNX Runtime PQ | ONNX Runtime AP | ONNX Runtime mIoU |",
         "|-------------|----------|-----------:|-----------:|-----------:|-------------:|----------------:|----------------:|------------------:|",
@@ -166,6 +176,150 @@ def test_a_wrong_file_is_refused_and_no_table_written(
     for word in words:
         assert word in str(caught.value)
     assert not (root / "results/tables").exists()
+
+
+def write_resampled(grid: Grid, experiment: str, accuracies: list[float], ids: list[int] | None = None) -> Path:
+    """Images of one class and a hundred pixels each."""
+    rows = [(image, 0, round(100 * value), 100, 100) for image, value in enumerate(accuracies)]
+    image_ids = ids or list(range(1, len(accuracies) + 1))
+    parts = {"semantic": as_columns("semantic", rows)}
+    found = Statistics("semantic", ["ground"], [], [0], image_ids, parts)
+    path = write(grid, experiment, {"PQ": None, **evaluated(found)})
+    write_statistics(path.with_name("eval.statistics.json.gz"), found)
+    return path
+
+
+GOOD = [0.9, 0.8, 0.85, 0.95, 0.7, 0.9, 0.88, 0.93, 0.75, 0.81, 0.9, 0.99]
+
+
+def test_intervals_and_differences_from_a_baseline(root: Path) -> None:
+    names = ["mask2former_swin", "mask2former_swin-seed1", "mask2former_res_net", "mask2former_res_net-short"]
+    wanted = {"metrics": ["mIoU", "pixel_accuracy"], "intervals": True, "baseline": names[2], "parameters": False}
+    grid = grid_with(root, experiments=names, **wanted)
+    write_resampled(grid, names[0], GOOD)
+    write_resampled(grid, names[1], [value - 0.01 for value in GOOD])
+    write_resampled(grid, names[2], [value - 0.1 for value in GOOD])
+    write_resampled(grid, names[3], [value - 0.1 + 0.01 * (-1) ** place for place, value in enumerate(GOOD)])
+    csv, markdown, latex = tables(grid)
+    swin, base, other = (line.split("|") for line in markdown.splitlines()[2:5])
+    assert re.fullmatch(r" *\*\*85\.8 ± 0\.7\*\* \[8\d\.\d, 9\d\.\d\]† *", swin[5])
+    assert "†" not in "".join(base + other)
+    assert (
+        "† differs from mask2former_res_net (paired bootstrap, two-sided p < 0.05, 1000 resamples of the images)"
+        in markdown
+    )
+    assert r"{\scriptsize [" in latex and r"$^{\dagger}$" in latex and r"p $<$ 0.05" in latex
+    document = json.loads((root / "results/tables/t.json").read_text())
+    cells = [row["cells"][1] for row in document["rows"]]
+    assert [cell["mean"] for cell in cells] == pytest.approx([85.83, 76.33, 76.33], abs=0.01)
+    assert cells[0]["difference"] == pytest.approx(9.5) and cells[0]["p"] == pytest.approx(2 / 1001)
+    assert cells[1]["difference"] is None and cells[1]["p"] is None
+    assert cells[2]["differs"] is False and cells[2]["p"] > 0.5
+    low, high = cells[1]["interval"]
+    # A mean over twelve images: 1.96 standard errors on either side, or nearly.
+    assert (high - low) / 2 == pytest.approx(1.96 * 100 * statistics.pstdev(GOOD) / math.sqrt(12), rel=0.1)
+    numbers = pd.read_csv(io.StringIO(csv))
+    assert (numbers["low"] <= numbers["value"]).all() and (numbers["value"] <= numbers["high"]).all()
+    assert provenance.seal_holds(document)
+    assert set(document["inputs"]) == {
+        f"../{name}/{file}" for name in names for file in ("eval.json", "eval.statistics.json.gz")
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda path: path.with_name("eval.statistics.json.gz").unlink(), ["no such file", "snakemake"]),
+        (
+            lambda path: path.write_text(path.read_text().replace("0.8633", "0.8733")),
+            ["gives pixel_accuracy 0.863", "0.873"],
+        ),
+        (lambda path: path.write_text(path.read_text().replace('"images": 12', '"images": 13')), ["12 images", "13"]),
+    ],
+)
+def test_statistics_that_do_not_fit_are_refused(root: Path, change: Callable[[Path], None], words: list[str]) -> None:
+    grid = grid_with(root, experiments=["mask2former_swin"], intervals=True)
+    change(write_resampled(grid, "mask2former_swin", GOOD))
+    with pytest.raises(UserError) as caught:
+        compare(grid, "t", root / "results")
+    for word in words:
+        assert word in str(caught.value)
+    assert not (root / "results/tables").exists()
+
+
+def test_models_on_other_images_are_not_compared(root: Path) -> None:
+    names = ["mask2former_swin", "mask2former_res_net"]
+    grid = grid_with(root, experiments=names, baseline=names[0])
+    write_resampled(grid, names[0], GOOD)
+    write_resampled(grid, names[1], GOOD, ids=list(range(101, 113)))
+    with pytest.raises(UserError, match="other images of demo test"):
+        compare(grid, "t", root / "results")
+
+
+def test_a_baseline_is_one_of_the_experiments(root: Path) -> None:
+    with pytest.raises(UserError, match=r"tables\.t\.baseline.*did you mean mask2former_swin\?"):
+        grid_with(root, experiments=["mask2former_swin"], baseline="mask2former_swim")
+
+
+def test_what_a_table_is_made_from(root: Path) -> None:
+    names = ["mask2former_swin", "mask2former_swin-seed1"]
+    grid_with(root, experiments=names, runtimes=["torch", "onnx"], intervals=True)
+    plan = Plan({}, root)
+    assert {Path(path).name for path in plan.table_sources("t")} == {
+        *("eval.json", "onnx_eval.json", "train.json", "eval.statistics.json.gz", "onnx_eval.statistics.json.gz")
+    }
+    assert len(plan.table_sources("t")) == 10
+    grid_with(root, experiments=names, parameters=False)
+    assert Plan({}, root).table_sources("t") == [f"results/{name}/eval.json" for name in names]
+
+
+def test_second_best_is_underlined(root: Path) -> None:
+    names = ["mask2former_swin", "mask2former_res_net", "mask2former_swin-short", "mask2former_res_net-short"]
+    grid = grid_with(root, experiments=names, metrics=["PQ"])
+    for name, quality in zip(names, (0.5, 0.70001, 0.6, 0.6), strict=True):
+        write(grid, name, {"PQ": quality})
+    _, markdown, latex = tables(grid)
+    assert [line.split("|")[5].strip() for line in markdown.splitlines()[2:6]] == [
+        "50.0",
+        "**70.0**",
+        "_60.0_",
+        "_60.0_",
+    ]
+    assert latex.count(r"\underline{60.00}") == 2 and latex.count(r"\textbf{70.00}") == 1
+
+
+PAPER = r"""\documentclass{article}
+\usepackage{booktabs}
+\begin{document}
+\begin{table}
+\centering
+\caption{Models.}
+\input{results/tables/t}
+\end{table}
+\end{document}
+"""
+
+
+@pytest.mark.skipif(
+    shutil.which("pdflatex") is None, reason="pdflatex is not installed (Debian: texlive-latex-recommended)"
+)
+def test_latex_compiles(root: Path) -> None:
+    names = ["mask2former_swin", "mask2former_swin-seed1", "mask2former_res_net", "mask2former_res_net-short"]
+    grid = grid_with(root, experiments=names, metrics=["mIoU", "pixel_accuracy"], intervals=True, baseline=names[2])
+    for place, name in enumerate(names):
+        write_resampled(grid, name, [value - 0.03 * place for value in GOOD])
+    tables(grid)
+    (root / "paper.tex").write_text(PAPER)
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert (root / "paper.pdf").stat().st_size > 10_000
+    assert "Missing character" not in done.stdout and "undefined" not in done.stdout
+    assert "Overfull" not in done.stdout, done.stdout[-3000:]
 
 
 def test_an_unreadable_file_is_named(root: Path) -> None:

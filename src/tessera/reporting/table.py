@@ -186,9 +186,7 @@ def to_latex(table: ComparisonTable, decimals: int) -> str:
         if cell is None:
             return "--"
         number = number_text(cell, decimals, r"$\pm$")
-        number = f"{styles[standing]}{{{number}}}" if standing else number
-        interval = interval_text(cell, decimals)
-        return number + (rf" {{\scriptsize {interval}}}" if interval else "") + r"$^{\dagger}$" * cell.differs
+        return (f"{styles[standing]}{{{number}}}" if standing else number) + r"$^{\dagger}$" * cell.differs
 
     first = [*keys, *([PARAMETERS] if table.shows_parameters else [])]
     heads, rules, start = [], [], len(first) + 1
@@ -197,6 +195,14 @@ def to_latex(table: ComparisonTable, decimals: int) -> str:
         rules.append(f"\\cmidrule(lr){{{start}-{start + width - 1}}}")
         start += width
     titles = [escape_latex(title) for title in [*first, *(column.metric for column in table.columns)]]
+    body = []
+    for row, line in zip(table.rows, _texts(table, standings, text, escape_latex), strict=True):
+        body.append(" & ".join(line) + r" \\")
+        intervals = [interval_text(cell, decimals) if cell is not None else "" for cell in row.cells]
+        if any(intervals):
+            # Below its number: beside it, two columns would fill a page.
+            small = [rf"{{\scriptsize {interval}}}" if interval else "" for interval in intervals]
+            body += [" & ".join([""] * len(first) + small).strip() + r" \\", r"\addlinespace[2pt]"]
     return "\n".join(
         [
             "% needs \\usepackage{booktabs}",
@@ -207,7 +213,7 @@ def to_latex(table: ComparisonTable, decimals: int) -> str:
             " ".join(rules),
             " & ".join(titles) + r" \\",
             r"\midrule",
-            *(" & ".join(line) + r" \\" for line in _texts(table, standings, text, escape_latex)),
+            *body,
             r"\bottomrule",
             r"\end{tabular}",
             rf"\par\smallskip{{\footnotesize {escape_latex(_caption(table, standings, LATEX))}\par}}",

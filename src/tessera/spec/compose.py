@@ -64,6 +64,18 @@ class Table(Section):
     """Of the percentages in Markdown."""
     latex_decimals: int = Field(2, ge=0, le=6)
     """The same in LaTeX; the CSV has full precision."""
+    parameters: bool = True
+    """A column with the number of parameters."""
+    intervals: bool = False
+    """95 % bootstrap intervals over images, in brackets."""
+    baseline: str | None = None
+    """One of `experiments`: rows whose difference from its row is more than chance over images (p < 0.05) get a dagger."""
+    resamples: int = Field(1000, ge=100, le=1_000_000)
+    """Of the images, for intervals and the comparison with the baseline."""
+
+    @property
+    def resampled(self) -> bool:
+        return self.intervals or self.baseline is not None
 
 
 class GridFile(Section):
@@ -305,6 +317,11 @@ class Grid:
             for key, name in asked
             if name not in self.parts
         ]
+        for table, content in self.tables.items():
+            rows = list(self.parts) if content.experiments == "all" else content.experiments
+            if content.baseline is not None and content.baseline not in rows:
+                text = f"{content.baseline!r} is not among the table's experiments; {_offer(content.baseline, rows)}"
+                found.append(Mistake((config,), f"tables.{table}.baseline", text))
         for name in sorted(self._listed["experiments"] - self.parts.keys()):
             origin = self._path("experiments", f"{name}.yaml")
             found.append(Mistake((origin,), "", f"the grid has no experiment {name!r}; {_offer(name, self.names)}"))

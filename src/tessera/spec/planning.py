@@ -35,7 +35,7 @@ RESULTS = "results"
 TRAIN_THREADS = 8
 """Cores of each training process: it and its loader workers."""
 
-COMPARE_VERSION = 1
+COMPARE_VERSION = 2
 """Raised when a change of src/tessera/reporting changes the tables."""
 
 FIGURES = ("curves", "accuracy_time", "classes", "pictures")
@@ -57,6 +57,11 @@ def runtime_file(kind: str, runtime: str, precision: str) -> str:
 
 def evaluation_file(runtime: str, precision: str) -> str:
     return runtime_file("eval.json", runtime, precision)
+
+
+def statistics_file(evaluation: Path) -> Path:
+    """What each image contributed, beside the evaluation file: ``onnx_eval.fp16.statistics.json.gz``."""
+    return evaluation.with_suffix(".statistics.json.gz")
 
 
 def table_columns(table: Table) -> list[tuple[str, str]]:
@@ -256,6 +261,18 @@ class Plan:
 
     def table_evaluations(self, table: str) -> list[str]:
         return [f"{RESULTS}/{experiment}/{file}" for experiment, _, _, file in self._rows(table)]
+
+    def table_sources(self, table: str) -> list[str]:
+        """The evaluations, the trainings' reports where parameters are shown, and the statistics where images are resampled."""
+        evaluations = self.table_evaluations(table)
+        definition = self.grid.tables[table]
+        trainings = dict.fromkeys(f"{RESULTS}/{experiment}/train.json" for experiment, _, _, _ in self._rows(table))
+        statistics = [str(statistics_file(Path(path))) for path in evaluations]
+        return [
+            *evaluations,
+            *(trainings if definition.parameters else ()),
+            *(statistics if definition.resampled else ()),
+        ]
 
     def table_lineage(self, table: str) -> str:
         """The table's definition and the lineage of every number in it."""

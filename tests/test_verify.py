@@ -1,0 +1,307 @@
+"""Every file of a results tree that is swapped, edited, missing or of another spec is named, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tessera import provenance
+from tessera.evaluation.statistics import Statistics, as_columns, write_statistics
+from tessera.files import UserError, write_json
+from tessera.provenance import digests, sealed
+from tessera.reporting.compare import compare
+from tessera.reporting.statistics import evaluated
+from tessera.reporting.verify import Finding, locked_versions, records, verify
+from tessera.spec.compose import Grid, load_grid
+from tessera.spec.lineage import lineage
+
+CONFIG: dict[str, Any] = {
+    "models": ["mask2former"],
+    "backbones": ["swin", "swin_small"],
+    "datasets": ["demo"],
+    "tables": {"t": {"experiments": ["mask2former_swin"], "intervals": True}},
+}
+PARTS: dict[str, Any] = {
+    "models/mask2former": {"model": {"name": "mask2former"}},
+    "backbones/swin": {"model": {"backbone": {"name": "swin_tiny"}}},
+    "backbones/swin_small": {"model": {"backbone": {"name": "swin_small"}}},
+    "datasets/demo": {"dataset": {"generator": {}}},
+}
+NAME = "mask2former_swin"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the stages leave of one experiment, with a table; the models are any bytes."""
+    root = tmp_path_factory.mktemp("made")
+    for part, content in {"config": CONFIG, **PARTS}.items():
+        path = root / "config" / f"{part}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(content))
+    grid, folder = load_grid(root), root / "results" / NAME
+    leave_everything(grid, folder)
+    compare(grid, "t", root / "results")
+    return root
+
+
+def leave_everything(grid: Grid, folder: Path) -> None:
+    resolved = grid.resolve(folder.name)
+
+    def leave(name: str, inputs: list[str], outputs: list[str], content: dict[str, Any]) -> None:
+        record = records()[name]
+        document = {
+            "experiment": folder.name,
+            "runtime": record.runtime,
+            "precision": record.precision,
+            "lineage": lineage(resolved.spec, record.stage, record.runtime, record.precision),
+            "facts": {"commit": provenance.commit(), "packages": {"torch": "2.11.0+cpu"}},
+            **content,
+        }
+        place = (folder / name).parent
+        before = digests(place, [folder / one for one in inputs])
+        write_json(folder / name, sealed(document, before, digests(place, [folder / one for one in outputs])))
+
+    def write(name: str, text: str) -> str:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+        return name
+
+    files = [write("model.pth", "weights"), write("metrics.csv", "epoch,step\n")]
+    leave("train.json", [], files, {"parameters": {"total": 5}})
+    leave("export.json", ["model.pth"], [write("model.onnx", "graph")], {})
+    leave("onnx_parity.json", ["model.pth", "model.onnx"], [], {})
+    for name, model in (("eval", "model.pth"), ("onnx_eval", "model.onnx")):
+        columns = as_columns("semantic", [(0, 0, 60, 90, 80), (1, 0, 70, 100, 90)])
+        statistics = Statistics("semantic", ["ground"], [], [0], [1, 2], {"semantic": columns})
+        write_statistics(folder / f"{name}.statistics.json.gz", statistics)
+        outputs = [f"{name}.statistics.json.gz", write(f"{name}.predictions.json.gz", "predictions")]
+        content = {
+            **resolved.parts,
+            "split": "test",
+            "images": 2,
+            "metrics": evaluated(statistics),
+            "per_class": [],
+            "seconds": 1.0,
+        }
+        leave(f"{name}.json", [model], outputs, content)
+    leave("inference/index.json", ["model.pth"], [write("inference/overlays/1.png", "picture")], {})
+
+
+@pytest.fixture
+def root(made: Path, tmp_path: Path) -> Path:
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def findings(root: Path, below: str = "") -> list[Finding]:
+    results = root / "results"
+    return list(verify(load_grid(root), results / below, results))
+
+
+def broken(root: Path, below: str = "") -> list[str]:
+    return [f"{one.path.name}: {one.text}" for one in findings(root, below) if one.verdict == "broken"]
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """As a careful person does: the JSON stays whole."""
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}, indent=2) + "\n")
+
+
+def reseal(path: Path, **changes: Any) -> None:
+    """As somebody does who knows how records are made."""
+    document = {**json.loads(path.read_text()), **changes}
+    inputs, outputs, _ = (document.pop(key) for key in ("inputs", "outputs", "seal"))
+    write_json(path, sealed(document, inputs, outputs))
+
+
+def test_an_untouched_tree_holds(root: Path) -> None:
+    found = findings(root)
+    assert [one for one in found if one.verdict == "broken"] == []
+    said = [
+        f"{one.path.relative_to(root / 'results').as_posix()}: {one.text}" for one in found if one.verdict == "holds"
+    ]
+    assert f"{NAME}/train.json: seal, lineage, model.pth, metrics.csv" in "\n".join(said)
+    assert f"{NAME}/eval.json: 3 metrics made again from eval.statistics.json.gz" in said
+    assert any(line.startswith("tables/t.json: seal, lineage, t.csv, t.md, t.tex") for line in said)
+    assert len([line for line in said if "seal" in line]) == 7
+
+
+FOLDER = f"results/{NAME}"
+CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
+    "a number": (
+        lambda root: edit(root / FOLDER / "eval.json", metrics={"mIoU": 0.9}),
+        ["eval.json: was edited", "mIoU is 0.9, eval.statistics.json.gz gives 0.565"],
+    ),
+    "a number, sealed again": (
+        lambda root: reseal(root / FOLDER / "eval.json", metrics={"mIoU": 0.9}),
+        [
+            "eval.json: mIoU is 0.9",
+            "pixel_accuracy is None",
+            "t.json: was made from another ../mask2former_swin/eval.json",
+        ],
+    ),
+    "a class's number": (
+        lambda root: edit(root / FOLDER / "eval.json", per_class=[{"IoU": 1}]),
+        ["eval.json: was edited"],
+    ),
+    "the model": (
+        lambda root: (root / FOLDER / "model.pth").write_text("other weights"),
+        [
+            "train.json: model.pth is not the file",
+            "export.json: was made from another model.pth",
+            "onnx_parity.json: was made from another model.pth",
+            "eval.json: was made from another model.pth",
+            "index.json: was made from another ../model.pth",
+        ],
+    ),
+    "the graph": (
+        lambda root: (root / FOLDER / "model.onnx").write_text("other graph"),
+        ["export.json: model.onnx is not", "onnx_eval.json: was made from another model.onnx"],
+    ),
+    "the curves": (
+        lambda root: (root / FOLDER / "metrics.csv").write_text("epoch,step\n1,1\n"),
+        ["train.json: metrics.csv is not the file"],
+    ),
+    "a training's report": (
+        lambda root: edit(root / FOLDER / "train.json", parameters={"total": 4}),
+        ["train.json: was edited", "t.json: was made from another ../mask2former_swin/train.json"],
+    ),
+    "the predictions": (
+        lambda root: (root / FOLDER / "eval.predictions.json.gz").unlink(),
+        ["eval.json: eval.predictions.json.gz, which was written with it, is not there"],
+    ),
+    "the statistics": (
+        lambda root: (root / FOLDER / "eval.statistics.json.gz").write_text("x"),
+        ["eval.json: eval.statistics.json.gz is not the file", "eval.json: its metrics cannot be made again"],
+    ),
+    "a picture": (
+        lambda root: (root / FOLDER / "inference/overlays/1.png").write_text("x"),
+        ["index.json: overlays/1.png is not"],
+    ),
+    "a parity": (
+        lambda root: edit(root / FOLDER / "onnx_parity.json", tolerance=9),
+        ["onnx_parity.json: was edited"],
+    ),
+    "a table": (
+        lambda root: (root / "results/tables/t.tex").write_text("nicer"),
+        ["t.json: t.tex is not the file"],
+    ),
+    "a record copied from another runtime": (
+        lambda root: shutil.copy(root / FOLDER / "eval.json", root / FOLDER / "onnx_eval.json"),
+        ["onnx_eval.json: says that its runtime is torch, expected onnx"],
+    ),
+    "a record cut off": (
+        lambda root: (root / FOLDER / "eval.json").write_text('{"metrics": '),
+        ["eval.json, line 1"],
+    ),
+    "a record of an older version": (
+        lambda root: write_json(root / FOLDER / "eval.json", {"metrics": {}}),
+        ["eval.json: carries no digests"],
+    ),
+    "the spec": (
+        lambda root: (root / "config/models/mask2former.yaml").write_text(
+            yaml.safe_dump({"model": {"name": "mask2former"}, "postprocess": {"overlap_threshold": 0.7}})
+        ),
+        [
+            "eval.json: was made from another spec: postprocess.overlap_threshold: 0.8 -> 0.7",
+            "onnx_eval.json",
+            "index.json",
+        ],
+    ),
+    "a table's definition": (
+        lambda root: (root / "config/config.yaml").write_text(
+            yaml.safe_dump({**CONFIG, "tables": {"t": {**CONFIG["tables"]["t"], "decimals": 2}}})
+        ),
+        ["t.json: was made from another spec: definition.decimals: 1 -> 2"],
+    ),
+    "a table that is no more": (
+        lambda root: (root / "config/config.yaml").write_text(yaml.safe_dump({**CONFIG, "tables": {}})),
+        ["t.json: config/config.yaml has no such table"],
+    ),
+    "the folder's name": (
+        lambda root: (root / FOLDER).rename(root / "results/mask2former_swin_small"),
+        ["train.json: says that its experiment is mask2former_swin", "backbone.name: swin_tiny -> swin_small"],
+    ),
+    "an experiment that is no more": (
+        lambda root: (root / FOLDER).rename(root / "results/old"),
+        ["old: config/config.yaml has no such experiment"],
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_no_longer_holds_is_named(root: Path, change: str) -> None:
+    act, words = CHANGES[change]
+    act(root)
+    said = broken(root)
+    for word in words:
+        assert any(word in line for line in said), "\n".join(said)
+
+
+def test_one_change_breaks_nothing_else(root: Path) -> None:
+    (root / FOLDER / "metrics.csv").write_text("epoch,step\n1,1\n")
+    assert broken(root) == ["train.json: metrics.csv is not the file that was written with it"]
+    assert broken(root, NAME) == broken(root)
+    assert broken(root, "tables") == []
+
+
+def warnings(root: Path) -> str:
+    return "\n".join(str(one) for one in findings(root) if one.verdict == "warning")
+
+
+def test_reasons_to_be_careful_are_warnings(root: Path) -> None:
+    (root / FOLDER / "notes.txt").write_text("mine")
+    (root / FOLDER / "model.pth").unlink()
+    (root / "envs").mkdir()
+    (root / "envs/tessera.lock").write_text("torch==2.12.1 \\\n    --hash=sha256:0\n")
+    reseal(root / FOLDER / "train.json", facts={"commit": "0" * 40, "packages": {"torch": "2.12.1+cu128"}})
+    said = warnings(root)
+    assert "no record speaks of notes.txt" in said
+    assert "eval.json: model.pth, from which it was made, is not here to be compared" in said
+    assert f"train.json: made at commit {'0' * 40}, the checkout is at {provenance.commit()}" in said
+    (line,) = [line for line in said.splitlines() if "tessera.lock" in line and NAME in line]
+    assert "made with torch 2.11.0+cpu, envs/tessera.lock has 2.12.1" in line and "train.json" not in line
+
+
+def test_the_lock_of_this_project_can_be_read() -> None:
+    found = locked_versions(Path(__file__).parents[1] / "envs/tessera.lock")
+    assert {"torch", "numpy", "onnx", "timm"} <= found.keys() and all(found[name][0].isdigit() for name in found)
+
+
+@pytest.mark.parametrize("below", ["nothing", f"{NAME}/inference"])
+def test_other_paths_are_refused(root: Path, below: str) -> None:
+    with pytest.raises(UserError, match="results/<experiment>"):
+        findings(root, below)
+
+
+def test_an_empty_tree_is_no_success(root: Path) -> None:
+    shutil.rmtree(root / "results")
+    (root / "results" / NAME).mkdir(parents=True)
+    assert broken(root) == [f"{NAME}: holds nothing that a stage recorded"]
+    (root / "results" / NAME).rmdir()
+    with pytest.raises(UserError, match="nothing to verify"):
+        findings(root)
+
+
+def test_the_command_line_says_it_and_fails(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tessera import cli
+
+    monkeypatch.chdir(root)
+    cli.verify(Path("results"))
+    assert "results: all of it holds" in capsys.readouterr().out
+    edit(root / FOLDER / "eval.json", metrics={"mIoU": 0.9})
+    monkeypatch.setattr("sys.argv", ["tessera", "verify", FOLDER])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 1
+    said = capsys.readouterr()
+    assert f"broken   {FOLDER}/eval.json: was edited" in said.out
+    assert "no longer holds" in said.err
