@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 import typer
 
 from tessera import gpus
-from tessera.files import UserError, read_json, write_json, write_text
+from tessera.files import UNWRITABLE, UserError, read_json, write_json, write_text
 from tessera.provenance import digests, sealed
 from tessera.spec.lineage import RUNTIMES, STAGES, lineage, lineage_digest
 from tessera.spec.planning import runtime_file, statistics_file
@@ -467,6 +467,10 @@ def main() -> None:
         _fail(error.format_message(), 2)
     except BrokenPipeError:
         os._exit(141)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        _fail(f"{error.filename or 'a file'}: cannot be written: {UNWRITABLE[error.errno]} and run the same again", 1)
     except Exception:
         traceback.print_exc()
         sys.exit(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,7 +99,7 @@ def eval_loader(
 
 
 class _Loader(DataLoader[Any]):
-    """A loader process wraps its error into a traceback; the user needs the error alone."""
+    """A loader process wraps its error into a traceback; the user needs the error alone. So where the process itself was ended."""
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator does all that is asked of PyTorch's own class
         try:
@@ -106,6 +107,17 @@ class _Loader(DataLoader[Any]):
         except UserError as error:
             own = f"{UserError.__module__}.{UserError.__qualname__}: "
             raise UserError(str(error).rpartition(own)[2].strip()) from None
+        except RuntimeError as error:
+            ended = re.match(
+                r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: \w+|exited unexpectedly)",
+                str(error),
+            )
+            if ended is None:
+                raise
+            raise UserError(
+                f"a loader process ended from outside ({ended[0]}); where memory ran out, set dataset.<split>.num_workers or batch_size "
+                "lower. The same command starts again, a training from its last checkpoint"
+            ) from None
 
 
 def group_batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:

@@ -21,8 +21,7 @@ from tessera.spec.schema import PostprocessSpec
 def save_model(path: Path, state: dict[str, Tensor], header: Header) -> None:
     """Writes the network's ``state_dict()`` whole or not at all. Tensors are stored on the CPU."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    with atomic_path(path) as temporary:
-        torch.save({"header": header.to_json(), "state": tensors}, temporary)
+    write_weights(path, {"header": header.to_json(), "state": tensors})
 
 
 def load_model(path: Path, postprocess: PostprocessSpec | None = None) -> tuple[Model, Header]:
@@ -51,6 +50,16 @@ def load_model(path: Path, postprocess: PostprocessSpec | None = None) -> tuple[
         ) from None
     model.network.eval()
     return model, header
+
+
+def write_weights(path: Path, content: dict[str, Any]) -> None:
+    """``torch.save`` whole or not at all. Given a path, torch would write its temporary name into the file, and not say why a disk refuses."""
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:
+            # Closing its archive fails in turn and covers the reason.
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def read_weights(path: Path) -> Any:

@@ -12,10 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from tessera.files import UserError, atomic_path
-from tessera.models.artifact import read_weights
+from tessera.files import UserError, atomic_path, writing
+from tessera.models.artifact import read_weights, write_weights
 
 FORMAT = 1
 NAME = re.compile(r"model_epoch_(\d+)(?:_step_(\d+))?\.pth")
@@ -38,8 +36,7 @@ class Folder:
 
     def save(self, content: dict[str, Any], name: str | None) -> Path:
         """Writes the latest checkpoint and, given a ``name``, keeps it under that as well without using the space twice."""
-        with atomic_path(self.latest) as temporary:
-            torch.save({"format": FORMAT, **content}, temporary)
+        write_weights(self.latest, {"format": FORMAT, **content})
         if name is None:
             return self.latest
         with atomic_path(self.path / name) as temporary:
@@ -102,9 +99,13 @@ class Folder:
         """Held by one process; freed by the kernel when it ends, however it ends.
 
         A record lock (not ``flock``): loader processes do not inherit it, so that the orphans of a killed start do not keep it.
+        What a killed start was writing is removed.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "lock").open("a+") as stream:
+        lock = self.path / "lock"
+        with writing(lock):
+            self.path.mkdir(parents=True, exist_ok=True)
+            opened = lock.open("a+")
+        with opened as stream:
             try:
                 fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -116,6 +117,8 @@ class Folder:
             job = os.environ.get("SLURM_JOB_ID")
             stream.write(f"pid {os.getpid()} on {os.uname().nodename}" + (f", SLURM job {job}" if job else "") + "\n")
             stream.flush()
+            for path in self.path.glob(".*.pth"):
+                path.unlink()
             yield
 
 
