@@ -1,7 +1,10 @@
 # Translates wildcards into questions to the plan; what needs thought lives in src/tessera/spec/planning.py, where pytest sees it.
-from tessera.spec.planning import FIGURES, Plan, engine_notice
+from tessera.spec.planning import FIGURES, Plan, engine_notice, records_notice
 
 PLAN = Plan(config)
+
+if notice := records_notice():
+    logger.warning(notice)
 PLAN.refuse_unsafe_repro()
 
 

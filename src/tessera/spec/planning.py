@@ -327,6 +327,18 @@ def engine_notice(rules: Iterable[str], availability: Callable[[], str | None]) 
     )
 
 
+def records_notice(root: Path = Path()) -> str | None:
+    """What to say when there are outputs whose making Snakemake knows nothing about, as after .snakemake was deleted."""
+    records, results = root / ".snakemake/metadata", root / RESULTS
+    if next(results.glob("*/*.json"), None) is None or (records.is_dir() and next(records.iterdir(), None) is not None):
+        return None
+    return (
+        f"{results}/ holds outputs, but {records} holds no record of what they were made from: what changed since goes unnoticed. "
+        "Bring the records back (`dvc checkout`), or make the outputs again with --forceall (finished trainings are not repeated); "
+        "`tessera verify` says which of them still hold"
+    )
+
+
 def _refuse_unheard(config: Mapping[str, Any], file: Mapping[str, Any]) -> None:
     """Raises UserError for a ``--config`` that nothing would listen to."""
     heard = ("data_root", "checkpoints")
