@@ -10,7 +10,8 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from tessera.files import UserError, atomic_path, canonical_json
-from tessera.inference.onnx_runtime import INPUT, PROPERTY
+from tessera.inference.onnx_runtime import PROPERTY
+from tessera.inference.predictor import INPUT
 from tessera.provenance import Header
 
 __all__ = ["INPUT", "PROPERTY", "input_shape", "input_shapes", "read_graph", "read_header", "write_graph"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tessera.files import UserError
-from tessera.inference.predictor import INPUTS, Predictor
+from tessera.inference.predictor import INPUT, INPUTS, Predictor
 from tessera.models import build_postprocess
 from tessera.models.base import Postprocess
 from tessera.provenance import Header
@@ -20,8 +20,6 @@ from tessera.spec.schema import PostprocessSpec
 
 PROPERTY = "tessera"
 """Metadata property that holds the header as JSON."""
-
-INPUT = "images"
 
 _TYPES: dict[str, Any] = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(bool)": np.bool_}
 

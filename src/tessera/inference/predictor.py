@@ -19,7 +19,9 @@ from tessera.provenance import Header
 from tessera.spec.networks import Mode
 from tessera.structures import Batch, Instances, Panoptic, Predictions, merge_parts
 
-INPUTS = ("images", "padding", "task")
+INPUT = "images"
+"""What every network takes: (B, 3, H, W) float32 RGB in [0, 1]."""
+INPUTS = (INPUT, "padding", "task")
 """What a network may take; see ``models.base.Network.input_names``."""
 
 

@@ -17,7 +17,7 @@ from tessera.files import UserError
 from tessera.inference.predictor import Predictor
 from tessera.models.base import SemanticPostprocess
 from tessera.models.common.resizing import to_original
-from tessera.ops.images import padded_size, resize
+from tessera.ops.images import pad_and_stack, padded_size, resize
 from tessera.spec.schema import ViewsSpec
 from tessera.structures import Batch, ImageMeta, Predictions
 
@@ -122,13 +122,7 @@ class ViewsPredictor(Predictor):
     def _ask(self, views: list[Tensor], metas: list[ImageMeta], size: tuple[int, int]) -> list[Tensor]:
         """Scores (C, *original_size) of views padded to ``size``."""
         (task,) = self.tasks
-        mean = torch.tensor(self.header.spec.model.pixel_mean).view(1, 3, 1, 1)
-        images = mean.repeat(len(views), 1, *size)
-        padding = torch.ones(len(views), *size, dtype=torch.bool)
-        for index, view in enumerate(views):
-            height, width = view.shape[-2:]
-            images[index, :, :height, :width] = view
-            padding[index, :height, :width] = False
+        images, padding = pad_and_stack(views, size, self.header.spec.model.pixel_mean)
         return self.scoring.scores(self.inner.ask(images, padding, task), metas, size, task)
 
 

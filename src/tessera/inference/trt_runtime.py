@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tessera.files import UserError, read_json
 from tessera.inference import trt_library
-from tessera.inference.predictor import INPUTS, Predictor, choose_device
+from tessera.inference.predictor import INPUT, INPUTS, Predictor, choose_device
 from tessera.models import build_postprocess
 from tessera.models.base import Postprocess
 from tessera.provenance import Header
@@ -19,9 +19,6 @@ from tessera.spec.schema import PostprocessSpec
 if TYPE_CHECKING:
     import tensorrt as trt
 
-INPUT = "images"
-"""(B, 3, H, W) float32 RGB in [0, 1]; of the families that read them, there are ``padding`` and ``task`` as well."""
-
 
 class TrtPredictor(Predictor):
     runtime = "trt"
@@ -29,7 +26,7 @@ class TrtPredictor(Predictor):
     def __init__(
         self, engine: trt.ICudaEngine, header: Header, postprocess: Postprocess, path: Path, device: torch.device
     ) -> None:
-        """Raises UserError unless the engine's tensors are the input ``images`` and float32 outputs."""
+        """Raises UserError unless the engine's tensors are inputs of ``INPUTS``, ``images`` among them, and float32 outputs."""
         library = trt_library.load()
         self._engine = engine
         self._context = engine.create_execution_context()

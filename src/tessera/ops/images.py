@@ -66,7 +66,7 @@ def padded_size(
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """(3, H, W) uint8 to (3, *size) uint8: bilinear, with a filter as wide as the reduction."""
+    """(3, H, W), uint8 or float32, to (3, *size) of the same type: bilinear, with a filter as wide as the reduction."""
     if image.shape[-2:] == size:
         return image
     resized: Tensor = functional.resize(image, list(size), antialias=True)
@@ -76,12 +76,13 @@ def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
 def pad_and_stack(
     images: Sequence[Tensor], size: tuple[int, int], pixel_mean: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Images (3, h, w) uint8 no larger than ``size`` to (B, 3, H, W) float32 in [0, 1] and padding (B, H, W), True where padded."""
+    """Images (3, h, w), uint8 or float32 in [0, 1], no larger than ``size`` to (B, 3, H, W) float32 in [0, 1] and padding (B, H, W), True
+    where padded."""
     stacked = torch.tensor(list(pixel_mean), dtype=torch.float32).view(1, 3, 1, 1).repeat(len(images), 1, *size)
     padding = torch.ones(len(images), *size, dtype=torch.bool)
     for index, image in enumerate(images):
         height, width = image.shape[-2:]
-        stacked[index, :, :height, :width] = image.to(torch.float32) / 255
+        stacked[index, :, :height, :width] = image.to(torch.float32) / 255 if image.dtype == torch.uint8 else image
         padding[index, :height, :width] = False
     return stacked, padding
 
