@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -62,11 +63,11 @@ def images(count: int, source: str = "a") -> None:
 def dataset(**keys: Any) -> DatasetSpec:
     Path("raw").mkdir(exist_ok=True)
     Path("raw/map.json").write_text(json.dumps(MAPPING))
-    splits = {
-        name: SplitSpec(images=".", annotations=f"cars/converted/shards/{name}-*.json") for name in ("train", "val")
-    }
     options = {"input_source": ["a"], "mapping_path": "map.json", **keys}
-    return DatasetSpec(name="cars", type="coco", convert=ConvertSpec(**options), **splits)
+    train, val = (
+        SplitSpec(images=".", annotations=f"cars/converted/shards/{name}-*.json") for name in ("train", "val")
+    )
+    return DatasetSpec(name="cars", type="coco", convert=ConvertSpec(**options), train=train, val=val)
 
 
 def convert(**keys: Any) -> dict[str, Any]:
@@ -371,6 +372,35 @@ def test_training_reads_what_the_demo_drew() -> None:
             assert Path(one.file_name).name == Path(two.file_name).name
             assert one.image.equal(two.image)
             assert one.target.labels.equal(two.target.labels) and one.target.boxes.equal(two.target.boxes)
+
+
+FAULTS = {
+    "annotation of no image": (lambda value: value["annotations"][0].update(image_id=9), "no image has the id 9"),
+    "unknown class": (lambda value: value["annotations"][0].update(category_id=9), "category_id 9 is not among the 2"),
+    "corners": (lambda value: value["annotations"][0].update(bbox=[5, 5, -1, 1]), "with sides of 0 or more"),
+    "repeated id": (lambda value: value["images"][1].update(id=1), "the id 1, expected a whole number of its own"),
+    "repeated name": (
+        lambda value: value["images"][1].update(file_name="a/images/000.jpg"),
+        "a/images/000.jpg: another image has the label file 000.txt",
+    ),
+    "name that leaves": (lambda value: value["images"][1].update(file_name="../x.png"), "without '..'"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_way_back_names_every_fault_and_writes_nothing(name: str) -> None:
+    break_it, message = FAULTS[name]
+    Path("raw").mkdir()
+    annotations = [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}]
+    listed = [{"id": number + 1, "file_name": f"a/images/{number:03d}.png"} for number in range(2)]
+    value = {"images": listed, "annotations": annotations}
+    break_it(value)
+    Path("raw/a.json").write_text(json.dumps(value))
+    Path("raw/classes.txt").write_text("vehicle\nlight\n")
+    split = SplitSpec(images=".", annotations="a.json")
+    with pytest.raises(UserError, match=re.escape(message)):
+        export_kitti(DatasetSpec(name="x", type="coco", label_map="classes.txt", train=split), "raw", Path("out"))
+    assert not Path("out").exists()
 
 
 def test_shards_that_are_not_as_they_were_made_are_refused() -> None:

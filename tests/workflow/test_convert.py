@@ -15,7 +15,7 @@ def split(name: str, part: str) -> dict[str, object]:
 
 
 def describe(project: Project, name: str, generator: dict[str, int] | None, **convert: object) -> None:
-    content = {
+    content: dict[str, object] = {
         "type": "coco",
         "generator": generator,
         "label_map": "map.txt" if generator is None else f"{name}/label_map.json",
@@ -35,7 +35,7 @@ def label(project: Project, source: str, text: str) -> None:
 def project(tmp_path: Path) -> Project:
     made = make_project(tmp_path)
     lists = {"models": ["detr"], "datasets": ["made", "given"], "defaults": {"dataset": "made"}, "variants": []}
-    made.configure("config", {**CONFIG, **lists, "experiments": [], "tables": {}, "data_root": "raw"})
+    made.configure("config", CONFIG | lists | {"experiments": [], "tables": {}, "data_root": "raw"})
     made.configure("models/detr", {"model": {"name": "deformable_detr"}})
     describe(made, "made", {})
     describe(made, "given", None)

@@ -57,20 +57,28 @@ def _export(path: Path, folder: Path, names: dict[int, str], findings: Findings)
     labels: dict[int, list[str]] = {}
     files: dict[int, str] = {}
     for image in content["images"]:
+        number = image.get("id")
         name = relative_name(image.get("file_name"), findings, f"{path}: file_name")
-        if name is not None:
-            files[image.get("id")] = name
-            labels[image.get("id")] = []
+        if not isinstance(number, int) or number in files:
+            findings.errors.append(
+                f"{path}: the image {name} has the id {number!r}, expected a whole number of its own"
+            )
+        elif name is not None:
+            files[number] = name
+            labels[number] = []
     boxes = 0
     for item in content["annotations"]:
         where = f"{path}, annotation {item.get('id')}"
-        rows, category, corners = labels.get(item.get("image_id")), item.get("category_id"), _corners(item.get("bbox"))
+        number, category, corners = item.get("image_id"), item.get("category_id"), _corners(item.get("bbox"))
+        rows = labels.get(number) if isinstance(number, int) else None
         if rows is None:
             findings.errors.append(f"{where}: no image has the id {item.get('image_id')!r}")
         elif category not in names:
             findings.errors.append(f"{where}: category_id {category!r} is not among the {len(names)} classes")
         elif corners is None:
-            findings.errors.append(f"{where}: bbox is {item.get('bbox')!r}, expected [x, y, width, height]")
+            findings.errors.append(
+                f"{where}: bbox is {item.get('bbox')!r}, expected [x, y, width, height] with sides of 0 or more"
+            )
         else:
             rows.append(kitti_row(CROWD if item.get("iscrowd") else names[category], corners))
             boxes += 1
