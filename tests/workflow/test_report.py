@@ -16,14 +16,13 @@ from tessera.spec.planning import FIGURES
 from tests.reporting.browser import needs_chromium, open_page
 from tests.workflow.project import ROOT, Project, make_project
 
-TABLE = ("results/tables/demo.html", "results/tables/demo.csv")
+TABLE = "results/tables/demo.html"
 PICTURES = tuple(f"results/figures/demo/{name}.png" for name in FIGURES)
 
 
 def fill(project: Project) -> None:
     """Real content in the files that the stub left, of the kind that the report shows."""
-    (project.root / "results/tables/demo.csv").write_text("experiment,metric,value\nmask2former_swin,PQ,0.4321\n")
-    (project.root / "results/tables/demo.html").write_text("<!doctype html><title>demo</title><p>43.2</p>")
+    (project.root / TABLE).write_text("<!doctype html><title>demo</title><p>43.2</p>")
     for number, path in enumerate(PICTURES):
         Image.new("RGB", (300, 200), (60 * number, 90, 120)).save(project.root / path)
 
@@ -32,24 +31,24 @@ def fill(project: Project) -> None:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = make_project(tmp_path_factory.mktemp("report"))
     shutil.copytree(ROOT / "report", project.root / "report")
-    project.run(*TABLE, *PICTURES)
+    project.run(TABLE, *PICTURES)
     fill(project)
     return project
 
 
 def script_value(page: str, name: str) -> Any:
     """Of ``var <name> = {...};`` in the report."""
-    start = re.search(rf"var {name} = ", page)
+    start = re.search(rf"<script id=\"[\w-]+\">\s*var {name} = ", page)
     assert start is not None
     value, _ = json.JSONDecoder().raw_decode(page[start.end() :])
     return value
 
 
 def test_one_page_holds_tables_figures_and_pictures(built: Project) -> None:
-    built.run("--report", "report.html", *TABLE, *PICTURES)
+    built.run("--report", "report.html", TABLE, *PICTURES)
     page = (built.root / "report.html").read_text()
     results = script_value(page, "results")
-    assert {entry["name"] for entry in results.values()} == {Path(path).name for path in (*TABLE, *PICTURES)}
+    assert {entry["name"] for entry in results.values()} == {Path(path).name for path in (TABLE, *PICTURES)}
     assert all(entry["caption"] and entry["labels"]["table"] == "demo" for entry in results.values())
     categories = script_value(page, "categories")
     assert categories.keys() == {"Tables", "Figures", "Pictures"}
@@ -59,11 +58,11 @@ def test_one_page_holds_tables_figures_and_pictures(built: Project) -> None:
 
 
 def test_a_zip_holds_the_files_beside_the_page(built: Project) -> None:
-    built.run("--report", "report.zip", *TABLE, *PICTURES)
+    built.run("--report", "report.zip", TABLE, *PICTURES)
     with zipfile.ZipFile(built.root / "report.zip") as archive:
         names = archive.namelist()
         assert "report/report.html" in names
-        for path in (*TABLE, *PICTURES):
+        for path in (TABLE, *PICTURES):
             [inside] = [name for name in names if name.endswith(Path(path).name)]
             assert archive.read(inside) == (built.root / path).read_bytes()
 
@@ -75,6 +74,8 @@ WALK = """<script>
     document.body.append(log);
     await pause();
     for (const category of Object.keys(categories)) {
+      app.setView({ navbarMode: "menu" });
+      await pause();
       app.showCategory(category);
       await pause();
       say(category, document.querySelector("#app").innerText);
@@ -93,15 +94,16 @@ WALK = """<script>
 
 @needs_chromium
 def test_the_report_opens_without_a_network(built: Project, tmp_path: Path) -> None:
-    built.run("--report", "report.html", *TABLE, *PICTURES)
+    built.run("--report", "report.html", TABLE, *PICTURES)
     page = built.root / "report.html"
-    page.write_text(page.read_text().replace("</body>", WALK + "</body>"))
+    before, end, after = page.read_text().rpartition("</body>")  # libraries inside write pages of their own
+    page.write_text(before + WALK + end + after)
     document = open_page(page, tmp_path / "profile")
     start = document.index('<pre id="log">') + 14
     log = dict(line.split(" | ", 1) for line in document[start : document.index("</pre>", start)].splitlines())
-    assert {"Tables", "Figures", "Pictures"} < log.keys()
+    assert log.keys() == {"Tables", "Figures", "Pictures", "demo.html", *(Path(path).name for path in PICTURES)}
     for category, words in {
-        "Tables": ["the table", "every number"],
+        "Tables": ["demo"],
         "Figures": ["training curves", "accuracy against time", "scores by class"],
         "Pictures": ["predictions"],
     }.items():
