@@ -374,7 +374,7 @@ def test_training_reads_what_the_demo_drew() -> None:
             assert one.target.labels.equal(two.target.labels) and one.target.boxes.equal(two.target.boxes)
 
 
-FAULTS = {
+FAULTS: dict[str, tuple[Any, str]] = {
     "annotation of no image": (lambda value: value["annotations"][0].update(image_id=9), "no image has the id 9"),
     "unknown class": (lambda value: value["annotations"][0].update(category_id=9), "category_id 9 is not among the 2"),
     "corners": (lambda value: value["annotations"][0].update(bbox=[5, 5, -1, 1]), "with sides of 0 or more"),
