@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from tessera.data.demo import CATALOG
-from tessera.evaluation.evaluate import evaluate
 from tessera.models import build_model
 from tessera.spec.networks import (
     AuxiliaryHeadSpec,
@@ -15,19 +14,12 @@ from tessera.spec.networks import (
     EncoderDecoderSpec,
     SegmentationLossSpec,
 )
-from tessera.structures import Batch, Predictions
-from tests.models.test_overfit import SIDE, scenes
-
-STEPS = 160
-CHECK_EVERY = 20
-LEARNING_RATE = 2e-3
-WARM_UP = 10
+from tests.models.learning import learn, scenes
 
 
 @pytest.mark.slow
 def test_learns_eight_scenes_by_heart():
     torch.manual_seed(0)
-    batch = scenes("semantic")
     spec = EncoderDecoderSpec(
         backbone=BackboneSpec(name="resnet18", drop_path_rate=0.0),
         output_stride=16,
@@ -36,25 +28,4 @@ def test_learns_eight_scenes_by_heart():
         losses={"ce": SegmentationLossSpec(), "dice": SegmentationLossSpec(type="dice")},
     )
     model = build_model(spec, CATALOG)
-    optimiser = torch.optim.AdamW(model.network.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1, (step + 1) / WARM_UP) * (1 - step / STEPS)
-    )
-
-    def predict(batch: Batch) -> list[Predictions]:
-        with torch.no_grad():
-            return model.postprocess(model.network(batch.images), batch.metas, (SIDE, SIDE))
-
-    scores: list[float] = []
-    for step in range(1, STEPS + 1):
-        losses = model.criterion(model.network.train()(batch.images), batch.targets or [])
-        optimiser.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        optimiser.step()
-        schedule.step()
-        if step % CHECK_EVERY == 0:
-            model.network.eval()
-            scores.append(evaluate(predict, [batch], CATALOG, "semantic", progress=False).metrics["mIoU"])
-            if scores[-1] >= 0.9:
-                return
-    pytest.fail(f"mIoU reached {[round(score, 3) for score in scores]} in {STEPS} steps, expected 0.9")
+    learn(model, spec, CATALOG, scenes("semantic"), ["mIoU"], steps=160, check_every=20, clip=None)

@@ -9,14 +9,11 @@ import torch
 
 from tessera.data.demo import CATALOG
 from tessera.data.tasks import Task, Tasks
-from tessera.evaluation.evaluate import evaluate
-from tessera.models import build_model, tasks
+from tessera.models import build_model
 from tessera.spec.networks import OneFormerSpec
-from tessera.structures import Batch, Predictions, merge_parts
-from tests.models.test_overfit import CHECK_EVERY, LEARNING_RATE, SIDE, WARM_UP, scenes
+from tessera.structures import Batch
+from tests.models.learning import learn, scenes
 
-STEPS = 320
-METRICS = ("PQ", "AP", "mIoU")
 ORDER: tuple[Task, ...] = ("panoptic", "semantic", "instance")
 
 
@@ -38,38 +35,13 @@ def test_learns_eight_scenes_by_heart_for_every_task():
         }
     )
     sampler = Tasks.of(spec, CATALOG)
-    assert sampler is not None and truth.targets is not None
-    model = build_model(spec, CATALOG)
-    optimiser = torch.optim.AdamW(model.network.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: min(1, (step + 1) / WARM_UP) * (1 - step / STEPS)
-    )
+    assert sampler is not None
 
-    def predict(batch: Batch) -> list[Predictions]:
-        parts = []
-        for task in tasks(spec):
-            asked = replace(batch, tasks=[task] * len(batch.metas))
-            with torch.no_grad():
-                outputs = model.network(**model.network.inputs(asked))
-            parts.append(model.postprocess(outputs, batch.metas, (SIDE, SIDE), task))
-        return [merge_parts(answers) for answers in zip(*parts, strict=True)]
-
-    scores: list[list[float]] = []
-    for step in range(1, STEPS + 1):
+    def shown(step: int) -> Batch:
         asked = [ORDER[(step + place) % len(ORDER)] for place in range(len(truth.metas))]
-        targets = [sampler.target(target, task) for target, task in zip(truth.targets, asked, strict=True)]
-        batch = replace(truth, targets=targets, tasks=list(asked))
-        network = model.network.train()
-        losses = model.criterion(network(**network.inputs(batch)), targets)
-        optimiser.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % CHECK_EVERY == 0:
-            network.eval()
-            found = evaluate(predict, [truth], CATALOG, "panoptic", progress=False).metrics
-            scores.append([round(found[name], 3) for name in METRICS])
-            if min(scores[-1]) >= 0.9:
-                return
-    pytest.fail(f"{METRICS} reached {scores} in {STEPS} steps, expected 0.9 of each")
+        targets = [sampler.target(target, task) for target, task in zip(truth.targets or [], asked, strict=True)]
+        return replace(truth, targets=targets, tasks=list(asked))
+
+    learn(
+        build_model(spec, CATALOG), spec, CATALOG, truth, ["PQ", "AP", "mIoU"], steps=320, check_every=40, shown=shown
+    )
