@@ -16,15 +16,19 @@ from tessera.evaluation.statistics import Statistics, as_columns, write_statisti
 from tessera.files import UserError, write_json
 from tessera.provenance import digests, sealed
 from tessera.reporting.compare import compare
+from tessera.reporting.metrics import write_metrics
 from tessera.reporting.statistics import evaluated
 from tessera.reporting.verify import Finding, locked_versions, records, verify
 from tessera.spec.compose import Grid, load_grid
 from tessera.spec.lineage import lineage
 
+NAME = "mask2former_swin"
+
 CONFIG: dict[str, Any] = {
     "models": ["mask2former"],
     "backbones": ["swin", "swin_small"],
     "datasets": ["demo"],
+    "experiments": [NAME],
     "tables": {"t": {"experiments": ["mask2former_swin"], "intervals": True}},
 }
 PARTS: dict[str, Any] = {
@@ -33,7 +37,6 @@ PARTS: dict[str, Any] = {
     "backbones/swin_small": {"model": {"backbone": {"name": "swin_small"}}},
     "datasets/demo": {"dataset": {"generator": {}}},
 }
-NAME = "mask2former_swin"
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     grid, folder = load_grid(root), root / "results" / NAME
     leave_everything(grid, folder)
     compare(grid, "t", root / "results")
+    write_metrics(grid, root / "results")
     return root
 
 
@@ -130,6 +134,9 @@ def test_an_untouched_tree_holds(root: Path) -> None:
     assert f"{NAME}/eval.json: 3 metrics made again from eval.statistics.json.gz" in said
     assert any(line.startswith("tables/t.json: seal, lineage, t.csv, t.md, t.tex") for line in said)
     assert len([line for line in said if "seal" in line]) == 7
+    assert {"metrics.json: made again from the evaluations", "metrics.csv: made again from the evaluations"} <= set(
+        said
+    )
 
 
 FOLDER = f"results/{NAME}"
@@ -191,6 +198,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "a table": (
         lambda root: (root / "results/tables/t.tex").write_text("nicer"),
         ["t.json: t.tex is not the file"],
+    ),
+    "flat metrics": (
+        lambda root: edit(root / "results/metrics.json", mask2former_swin={}),
+        ["metrics.json: the evaluations give other numbers"],
     ),
     "a record copied from another runtime": (
         lambda root: shutil.copy(root / FOLDER / "eval.json", root / FOLDER / "onnx_eval.json"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tessera.spec.compose import Table
 from tessera.spec.describe import ANY_NAME, Key, keys_of
 from tessera.spec.lineage import STAGES, lineage_text
 from tessera.spec.schema import SPECS, Spec
@@ -217,6 +218,13 @@ READERS = {
     "parity": ("deploy", "cli"),
 }
 """Section -> packages and modules that work with it."""
+
+
+def test_every_key_of_a_table_is_read() -> None:
+    """By planning, which knows what a table waits for, or where tables are made."""
+    read = attributes_in("reporting") | attributes_in("spec/planning")
+    assert Table.model_fields.keys() <= read
+
 
 WHOLE_SECTIONS = {"SwinSpec": "models/backbone.py"}
 """Sections that a module unpacks with ``model_dump`` into keyword arguments of the same names."""

@@ -12,6 +12,12 @@ from tessera.spec.planning import listed_evaluations
 
 
 def write_metrics(grid: Grid, results: Path) -> None:
+    document, numbers = make_metrics(grid, results)
+    write_text(results / "metrics.csv", numbers)
+    write_json(results / "metrics.json", document)
+
+
+def make_metrics(grid: Grid, results: Path) -> tuple[dict[str, dict[str, dict[str, float]]], str]:
     """``metrics.json``: experiment -> runtime, with the precision behind a dot unless it is fp32 -> metric -> fraction. ``metrics.csv``:
     one row per number, in the columns of a table's CSV, with one more in front to label a bar with. A metric without a value is in neither.
     """
@@ -22,7 +28,6 @@ def write_metrics(grid: Grid, results: Path) -> None:
         measured = {name: value for name, value in found.metrics.items() if value is not None}
         document.setdefault(found.experiment, {})[runtime] = measured
     numbers = long_form(evaluations)
-    label = numbers["experiment"].str.cat([numbers["runtime"], numbers["precision"], numbers["metric"]], sep=" ")
+    label = numbers[["experiment", "runtime", "precision", "metric"]].agg(" ".join, axis=1)
     numbers.insert(0, "label", label)
-    write_text(results / "metrics.csv", numbers.to_csv(index=False, lineterminator="\n"))
-    write_json(results / "metrics.json", document)
+    return document, numbers.to_csv(index=False, lineterminator="\n")

@@ -7,7 +7,7 @@ Nothing of this is a signature: whoever makes all records of a chain anew goes u
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from typing import Any, Literal
 from tessera import provenance
 from tessera.evaluation.statistics import read_statistics
 from tessera.files import UserError, digest_file, read_json
+from tessera.reporting.metrics import make_metrics
 from tessera.reporting.statistics import evaluated
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import RUNTIMES, differences, lineage
@@ -59,13 +60,14 @@ def records() -> dict[str, Record]:
 
 
 def verify(grid: Grid, path: Path, results: Path) -> Iterator[Finding]:
-    """Of one experiment's folder, of the tables' folder, or of all of ``results``. Raises UserError for any other path."""
+    """Of one folder in ``results`` (an experiment's, ``tables``, ``figures``), or of all of them. Raises UserError for any other path."""
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; expected {results} or a folder in it, such as {results}/<experiment>")
     if path.resolve() == results.resolve():
         folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         if not folders:
             raise UserError(f"{path}: holds no results; nothing to verify")
+        yield from _verify_flat_metrics(grid, results)
     elif path.resolve().parent == results.resolve():
         folders = [path]
     else:
@@ -108,29 +110,49 @@ def _verify_experiment(grid: Grid, folder: Path) -> Iterator[Finding]:
 
 
 def _verify_tables(grid: Grid, folder: Path) -> Iterator[Finding]:
-    found: dict[Path, dict[str, Any]] = {}
-    for path in sorted(folder.glob("*.json")):
-        if path.stem not in grid.tables:
-            yield Finding("broken", path, "config/config.yaml has no such table")
-            continue
-        definition = grid.tables[path.stem].model_dump(mode="json")
-        wanted = {"version": COMPARE_VERSION, "definition": definition}
-        document = yield from _verify_record(path, wanted, {"table": path.stem})
-        if document is not None:
-            found[path] = document
-    yield from _strangers(folder, found)
-    yield from _facts(grid.root, folder, found)
+    wanted = {
+        folder / f"{name}.json": {"version": COMPARE_VERSION, "definition": table.model_dump(mode="json")}
+        for name, table in grid.tables.items()
+    }
+    yield from _verify_reports(grid, folder, sorted(folder.glob("*.json")), wanted)
 
 
 def _verify_figures(grid: Grid, folder: Path) -> Iterator[Finding]:
+    wanted = {
+        folder / name / "figures.json": {"version": FIGURES_VERSION, "metrics": table.metrics}
+        for name, table in grid.tables.items()
+    }
+    yield from _verify_reports(grid, folder, sorted(folder.glob("*/figures.json")), wanted)
+
+
+def _verify_flat_metrics(grid: Grid, results: Path) -> Iterator[Finding]:
+    """metrics.json and metrics.csv carry nothing but numbers, for `dvc metrics`: they are made again."""
+    written = [path for path in (results / "metrics.json", results / "metrics.csv") if path.is_file()]
+    if not written:
+        return
+    try:
+        document, numbers = make_metrics(grid, results)
+        for path in written:
+            same = read_json(path) == document if path.suffix == ".json" else path.read_bytes() == numbers.encode()
+            if same:
+                yield Finding("holds", path, "made again from the evaluations")
+            else:
+                yield Finding("broken", path, "the evaluations give other numbers")
+    except UserError as error:
+        yield Finding("broken", written[0], f"cannot be made again: {error}")
+
+
+def _verify_reports(
+    grid: Grid, folder: Path, paths: Sequence[Path], wanted: Mapping[Path, dict[str, Any]]
+) -> Iterator[Finding]:
+    """Of tables; ``wanted``: the lineage of each that the configuration has."""
     found: dict[Path, dict[str, Any]] = {}
-    for path in sorted(folder.glob("*/figures.json")):
-        table = path.parent.name
-        if table not in grid.tables:
+    for path in paths:
+        if path not in wanted:
             yield Finding("broken", path, "config/config.yaml has no such table")
             continue
-        wanted = {"version": FIGURES_VERSION, "metrics": grid.tables[table].metrics}
-        document = yield from _verify_record(path, wanted, {"table": table})
+        table = path.stem if path.parent == folder else path.parent.name
+        document = yield from _verify_record(path, wanted[path], {"table": table})
         if document is not None:
             found[path] = document
     yield from _strangers(folder, found)
