@@ -114,8 +114,15 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     """Raises UserError with the position when the file is missing, is not UTF-8 or is not JSON."""
-    try:
+    with reading_json(path):
         return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def reading_json(path: Path) -> Iterator[None]:
+    """Turns what opening, decoding and parsing the file raises into the UserError of ``read_json``."""
+    try:
+        yield
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except IsADirectoryError:

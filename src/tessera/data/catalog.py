@@ -6,9 +6,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tessera.data.coco_index import open_index
 from tessera.data.converted import require_whole
 from tessera.data.label_map import parse_label_map, read_label_map
-from tessera.files import UserError, read_json
+from tessera.files import UserError
 from tessera.spec.checks import MODES
 from tessera.spec.lineage import annotation_root
 from tessera.spec.networks import Mode
@@ -97,14 +98,14 @@ def _listed_categories(dataset: DatasetSpec, data_root: str) -> tuple[list[Any],
     root = Path(annotation_root(dataset, data_root))
     for source in files:
         path = root / source.annotations
-        content = read_json(path)
-        if not isinstance(content, dict) or not isinstance(content.get("categories"), list):
+        listed = open_index(path).listed
+        if not isinstance(listed, list):
             raise UserError(
                 f"{path}: has no list `categories`; expected a COCO file, or set dataset.label_map to name the classes"
             )
         if len(files) == 1:
-            return content["categories"], path
-        for entry in content["categories"]:
+            return listed, path
+        for entry in listed:
             identity, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
             known, first = named.setdefault(repr(identity), (name, path))
             if known != name:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,13 @@ import numpy.typing as npt
 import torch
 from pycocotools import mask as coco_mask
 
-from tessera.data.coco_index import (
-    category_names,
-    hashable_id,
-    index_coco,
-    is_whole,
-    read_coco,
-    report_unknown_categories,
-)
+from tessera.data.coco_index import CocoDataset, is_whole
 from tessera.data.reader import (
     Findings,
-    Records,
-    SegmentationDataset,
     box_target,
     empty_target,
     is_number,
-    parse_box,
     report_box,
-    report_repeated,
 )
 from tessera.ops.masks import decode_rle, masks_to_boxes
 from tessera.spec.networks import Mode
@@ -39,7 +27,7 @@ _FARTHEST = 10
 """A polygon may leave its image by this many of the image's longer sides; beyond, it is not in pixels of this image."""
 
 
-class CocoInstances(SegmentationDataset):
+class CocoInstances(CocoDataset):
     """Every annotated object is kept, overlapping ones too; those of classes outside ``catalog`` (stuff) are left out.
 
     Mode instance: annotations without a usable mask are left out with a warning: no mask, a polygon of fewer than three points, no
@@ -56,60 +44,25 @@ class CocoInstances(SegmentationDataset):
         findings: Findings,
     ) -> None:
         """``known``: every category id of the dataset, stuff included; any other id is an error."""
-        self.source = annotations
-        self.image_folder = image_folder
-        content = read_coco(annotations, segments=False)
-        self.categories = category_names(content)
-        index = index_coco(content, findings)
-        every = [item for group in index.annotations.values() for item in group]
-        report_unknown_categories(Counter(hashable_id(item.get("category_id")) for item in every), known, findings)
-        report_repeated((hashable_id(item["id"]) for item in every if "id" in item), "annotation id", findings)
-        faulty = [item.get("id") for item in every if not is_whole(item.get("id")) or item["id"] < 1]
-        if faulty:
-            findings.errors.append(
-                f"{len(faulty)} annotation(s) have an id that is not a whole number above 0 (the first: {faulty[0]!r}); "
-                "COCO's own evaluation takes id 0 for unmatched"
-            )
-        self.file_names = [image["file_name"] for image in index.images]
-        self.image_ids = [image["id"] for image in index.images]
-        self.has_masks = not every or any(item.get("segmentation") for item in every)
+        super().__init__(annotations, image_folder, False, catalog, known, mode, findings)
+        self.has_masks = self._index.has_masks
         self._boxes_only = mode == "detection"
-        self._labels = catalog.from_dataset_id
-        self._records = Records(
-            {
-                "size": [image["height"], image["width"]],
-                "objects": self._objects(index.annotations.get(image["id"], []), image["file_name"], findings),
-            }
-            for image in index.images
-        )
-
-    def _objects(self, annotations: list[dict[str, Any]], name: str, findings: Findings) -> list[dict[str, Any]]:
-        found = [item for item in annotations if hashable_id(item.get("category_id")) in self._labels]
-        keys = ["id", "category_id", "bbox", "area", "iscrowd"]
-        if self._boxes_only:
-            # Their form is checked now: an image is first read in the middle of an epoch.
-            found = [item for item in found if parse_box(item.get("bbox"), _where(name, item), findings) is not None]
-        else:
-            keys.append("segmentation")
-        return [{key: item.get(key) for key in keys} for item in found]
-
-    def annotated_size(self, index: int) -> tuple[int, int] | None:
-        height, width = self._records[index]["size"]
-        return None if height is None else (height, width)
 
     def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
         self.check_size(index, size, findings)
-        objects = self._records[index]["objects"]
+        objects = self._index.objects(index, masks=not self._boxes_only)
+        objects = [item for item in objects if item["category_id"] in self._labels]
         if self._boxes_only:
-            return box_target(objects, self._labels, size, findings)
+            return box_target([item for item in objects if item["bbox"]], self._labels, size, findings)
         kept = []
         masks = []
         for item in objects:
-            where = _where(self.file_names[index], item)
+            where = f"{self.file_names[index]}, annotation {item['id']}"
             # Boxes are informative here, since tight ones are made from the masks; a wrong one hints at other trouble.
-            box = None if item["bbox"] is None else parse_box(item["bbox"], where, findings)
-            if box is not None:
-                report_box(box, size, findings)
+            if item["fault"] is not None:
+                findings.errors.append(item["fault"])
+            elif item["bbox"] is not None:
+                report_box(item["bbox"], size, findings)
             mask = parse_segmentation(item["segmentation"], size, where, findings)
             if mask is not None:
                 kept.append(item)
@@ -229,9 +182,5 @@ def _expand(text: str) -> list[int] | None:
     return None if shift else counts
 
 
-def _where(file_name: str, annotation: dict[str, Any]) -> str:
-    return f"{file_name}, annotation {annotation.get('id')}"
-
-
 def _area(item: dict[str, Any], mask: npt.NDArray[np.bool_]) -> float:
-    return float(item["area"]) if is_number(item["area"]) else float(mask.sum())
+    return float(mask.sum()) if item["area"] is None else float(item["area"])

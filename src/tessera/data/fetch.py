@@ -6,20 +6,17 @@ all. A download that was cut off goes on where it stopped, unless the object has
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import glob
 import lzma
 import os
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from tessera.files import UserError, atomic_folder, digest_file, only_process, read_json, write_json
+from tessera.files import UserError, atomic_folder, digest_file, only_process, read_json, write_json, writing
 from tessera.spec.lineage import GENERATED_ROOT
 from tessera.spec.schema import ArchiveSpec, DatasetSpec
 
@@ -39,10 +36,9 @@ def fetch_dataset(dataset: DatasetSpec, data_root: str, progress: bool = True) -
     the one that was found), a full disk, an archive that is damaged or would write outside its folder, a folder that something else made.
     """
     home = Path(GENERATED_ROOT) / dataset.name
-    home.mkdir(parents=True, exist_ok=True)
     busy = f"{home}: another `tessera fetch {dataset.name}` is at work; wait for it, or stop it first"
     undeclared: list[str] = []
-    with only_process(home / ".fetch.lock", busy), _full_disk(home), _bars(progress) as bars:
+    with writing(home), only_process(home / ".fetch.lock", busy), _bars(progress) as bars:
         for folder, archive in dataset.fetch.items():
             target = home / folder
             if _is_whole(target, archive.sha256):
@@ -189,19 +185,6 @@ def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path,
     place.parent.mkdir(parents=True, exist_ok=True)
     with source, place.open("wb") as stream:
         shutil.copyfileobj(source, stream, _PIECE)
-
-
-@contextlib.contextmanager
-def _full_disk(home: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        free = shutil.disk_usage(home).free
-        raise UserError(
-            f"{home}: no space left on the disk ({free / 1e6:.0f} MB free); make room and run again: a download goes on where it stopped"
-        ) from None
 
 
 def _bars(progress: bool) -> Progress:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
+from tessera.data.columns import Column, Numbers
 from tessera.data.reader import Findings, SegmentationDataset, report_repeated
 from tessera.structures import Sample, Target
 
@@ -23,13 +27,11 @@ class JoinedDataset(SegmentationDataset):
         self.source = _common([reader.source.parent for reader in readers])
         self.image_folder = _common([reader.image_folder for reader in readers])
         self.categories = {}
-        self.file_names, self.image_ids = [], []
-        self._places: list[tuple[int, int]] = []
-        self._readers = list(readers)
+        self.readers = list(readers)
         self.has_masks = any(reader.has_masks for reader in readers)
-        taken: set[int] = set()
+        taken: list[npt.NDArray[np.int64]] = []
         named: dict[int, Path] = {}
-        for number, reader in enumerate(readers):
+        for reader in readers:
             for identity, name in reader.categories.items():
                 known = self.categories.setdefault(identity, name)
                 named.setdefault(identity, reader.source)
@@ -38,38 +40,66 @@ class JoinedDataset(SegmentationDataset):
                         f"category {identity} is {known!r} in {named[identity]} and {name!r} in {reader.source}; "
                         "files of one split must agree on their categories"
                     )
-            shift = max(taken) + 1 if not taken.isdisjoint(reader.image_ids) else 0
-            ids = [identity + shift for identity in reader.image_ids]
-            taken.update(ids)
-            self.image_ids += ids
-            folder = reader.image_folder.relative_to(self.image_folder)
-            self.file_names += [(folder / name).as_posix() for name in reader.file_names]
-            self._places += [(number, index) for index in range(len(reader))]
+            ids = np.asarray(reader.image_ids, np.int64)
+            if any(_meet(ids, others) for others in taken):
+                ids = ids + max(int(others.max(initial=-1)) for others in taken) + 1
+            taken.append(ids)
+        self._ends = np.cumsum([len(reader) for reader in readers])
+        self.image_ids = Numbers(np.concatenate(taken))
+        self.file_names = _Names(self)
         report_repeated(self.file_names, "image file name", findings)
 
     def image_path(self, index: int) -> Path:
-        reader, place = self._at(index)
+        reader, place = self.place(index)
         return reader.image_path(place)
 
     def mask_path(self, index: int) -> Path | None:
-        reader, place = self._at(index)
+        reader, place = self.place(index)
         return reader.mask_path(place)
 
     def annotated_size(self, index: int) -> tuple[int, int] | None:
-        reader, place = self._at(index)
+        reader, place = self.place(index)
         return reader.annotated_size(place)
 
     def read(self, index: int) -> Sample:
-        reader, place = self._at(index)
+        reader, place = self.place(index)
         return replace(reader.read(place), image_id=self.image_ids[index], file_name=self.file_names[index])
 
     def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
-        reader, place = self._at(index)
+        reader, place = self.place(index)
         return reader.target(place, size, findings)
 
-    def _at(self, index: int) -> tuple[SegmentationDataset, int]:
-        number, place = self._places[index]
-        return self._readers[number], place
+    def place(self, index: int) -> tuple[SegmentationDataset, int]:
+        """The reader of an image, and the image's index there."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return self.readers[number], index - (int(self._ends[number - 1]) if number else 0)
+
+    def prefix(self, reader: SegmentationDataset) -> str:
+        """What leads from the common image folder to the reader's."""
+        folder = reader.image_folder.relative_to(self.image_folder).as_posix()
+        return "" if folder == "." else f"{folder}/"
+
+
+class _Names(Column[str]):
+    def __init__(self, joined: JoinedDataset) -> None:
+        self._joined = joined
+
+    def __len__(self) -> int:
+        return len(self._joined.image_ids)
+
+    def __iter__(self) -> Iterator[str]:
+        for reader in self._joined.readers:
+            prefix = self._joined.prefix(reader)
+            yield from (prefix + name for name in reader.file_names)
+
+    def _item(self, index: int) -> str:
+        reader, place = self._joined.place(index)
+        return self._joined.prefix(reader) + reader.file_names[place]
+
+
+def _meet(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> bool:
+    apart = not len(first) or not len(second) or first.max() < second.min() or second.max() < first.min()
+    return not apart and bool(np.isin(first, second).any())
 
 
 def _common(folders: Sequence[Path]) -> Path:

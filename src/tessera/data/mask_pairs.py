@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tessera.data.columns import Texts
 from tessera.data.reader import (
     Findings,
     SegmentationDataset,
@@ -36,9 +37,9 @@ class MaskPairs(SegmentationDataset):
         pairs = _pairs(annotations, findings)
         self.image_folder = _base([image for image, _ in pairs], image_folder, annotations.parent)
         self._mask_folder = _base([mask for _, mask in pairs], image_folder, annotations.parent)
-        self.file_names = [image for image, _ in pairs]
-        self.image_ids = list(range(1, len(pairs) + 1))
-        self._masks = [mask for _, mask in pairs]
+        self.file_names = Texts.of(image for image, _ in pairs)
+        self.image_ids = range(1, len(pairs) + 1)
+        self._masks = Texts.of(mask for _, mask in pairs)
         self._ignored = {ignore_id} if 255 in catalog.from_dataset_id else {ignore_id, 255}
         self._table = np.full(65536, -1, np.int16)
         self._table[sorted(self._ignored)] = IGNORE

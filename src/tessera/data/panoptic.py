@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,26 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tessera.data.coco_index import (
-    CocoIndex,
-    category_names,
-    hashable_id,
-    index_coco,
-    is_whole,
-    read_coco,
-    report_unknown_categories,
-)
-from tessera.data.reader import (
-    Findings,
-    Records,
-    SegmentationDataset,
-    box_target,
-    class_target,
-    empty_target,
-    is_number,
-    parse_box,
-    relative_name,
-)
+from tessera.data.coco_index import CocoDataset
+from tessera.data.reader import Findings, box_target, class_target, empty_target
 from tessera.files import UserError
 from tessera.ops.image_size import open_image
 from tessera.ops.masks import masks_to_boxes
@@ -38,7 +19,7 @@ from tessera.spec.networks import Mode
 from tessera.structures import IGNORE, ClassCatalog, Target
 
 
-class CocoPanoptic(SegmentationDataset):
+class CocoPanoptic(CocoDataset):
     """Panoptic mode: a mask per segment and the semantic map. Semantic mode: a mask per class and the map. Instance mode: things alone.
     Detection mode: the things' boxes as the JSON has them; the PNG files are not opened.
 
@@ -57,42 +38,30 @@ class CocoPanoptic(SegmentationDataset):
         findings: Findings,
     ) -> None:
         """``catalog``: the classes of the mode; ``known``: every category id of the dataset, any other is an error."""
-        self.source = annotations
-        self.image_folder = image_folder
+        super().__init__(annotations, image_folder, True, catalog, known, mode, findings)
         self._panoptic_folder = panoptic_folder
-        self._mode = mode
-        self._labels = catalog.from_dataset_id
-        content = read_coco(annotations, segments=True)
-        self.categories = category_names(content)
-        index = index_coco(content, findings)
-        self.file_names = [image["file_name"] for image in index.images]
-        self.image_ids = [image["id"] for image in index.images]
-        self._records = Records(self._index(index, known, findings))
-
-    def annotated_size(self, index: int) -> tuple[int, int] | None:
-        height, width = self._records[index]["size"]
-        return None if height is None else (height, width)
 
     def mask_path(self, index: int) -> Path | None:
-        name = self._records[index]["file_name"]
+        name = self._index.mask_name(index)
         return None if name is None or self._mode == "detection" else self._panoptic_folder / name
 
     def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
         self.check_size(index, size, findings)
-        record = self._records[index]
-        if record["file_name"] is None:
+        name, segments = self._index.mask_name(index), self._index.objects(index)
+        if name is None:
             findings.warnings["image without a panoptic annotation, taken as void"] += 1
             return self._nothing(size)
         if self._mode == "detection":
-            return box_target(record["segments"], self._labels, size, findings)
-        path = self._panoptic_folder / record["file_name"]
+            boxes = [item for item in segments if item["category_id"] in self._labels and item["bbox"]]
+            return box_target(boxes, self._labels, size, findings)
+        path = self._panoptic_folder / name
         ids = read_panoptic_ids(path)
         if ids.shape != size:
             findings.errors.append(
                 f"{path}: is {ids.shape[1]}x{ids.shape[0]} (width x height), its image {self.file_names[index]} is {size[1]}x{size[0]}"
             )
             return self._nothing(size)
-        return self._target(ids, record["segments"], findings)
+        return self._target(ids, segments, findings)
 
     def _nothing(self, size: tuple[int, int]) -> Target:
         return empty_target(size, self._mode in ("panoptic", "semantic"), self._mode != "detection")
@@ -108,7 +77,7 @@ class CocoPanoptic(SegmentationDataset):
         if unlisted:
             findings.warnings["segment of the panoptic PNG that the JSON does not list, taken as void"] += unlisted
 
-        found = [item for item in segments if item["id"] in pixels and hashable_id(item["category_id"]) in self._labels]
+        found = [item for item in segments if item["id"] in pixels and item["category_id"] in self._labels]
         labels = {item["id"]: self._labels[item["category_id"]] for item in found}
         semantic: npt.NDArray[np.uint8] | None = None
         if self._mode in ("panoptic", "semantic"):
@@ -130,58 +99,6 @@ class CocoPanoptic(SegmentationDataset):
             semantic=None if semantic is None else torch.from_numpy(semantic),
             size=(ids.shape[0], ids.shape[1]),
         )
-
-    def _index(self, index: CocoIndex, known: Collection[int], findings: Findings) -> list[dict[str, Any]]:
-        categories: Counter[Any] = Counter()
-        records = []
-        for image in index.images:
-            name = image["file_name"]
-            annotations = index.annotations.get(image["id"], [])
-            if len(annotations) > 1:
-                findings.errors.append(f"{name}: has {len(annotations)} panoptic annotations, expected one")
-            record: dict[str, Any] = {"size": [image["height"], image["width"]], "file_name": None, "segments": []}
-            if annotations:
-                record["file_name"] = relative_name(
-                    annotations[0].get("file_name"), findings, f"{name}: file_name of its annotation"
-                )
-                record["segments"] = self._segments(annotations[0].get("segments_info"), name, categories, findings)
-            records.append(record)
-        report_unknown_categories(categories, known, findings)
-        return records
-
-    def _segments(self, value: Any, name: str, categories: Counter[Any], findings: Findings) -> list[dict[str, Any]]:
-        if not isinstance(value, list):
-            findings.errors.append(f"{name}: segments_info is {type(value).__name__}, expected a list")
-            return []
-        segments = []
-        seen: set[int] = set()
-        for item in value:
-            identity = item.get("id") if isinstance(item, dict) else None
-            if not is_whole(identity) or identity < 1:
-                findings.errors.append(
-                    f"{name}: a segment has id {identity!r}, expected a whole number above 0 (0 is void)"
-                )
-                continue
-            if identity in seen:
-                findings.errors.append(f"{name}: segment id {identity} occurs more than once")
-                continue
-            seen.add(identity)
-            category = hashable_id(item.get("category_id"))
-            categories[category] += 1
-            segment = {
-                "id": identity,
-                "category_id": item.get("category_id"),
-                "area": float(item["area"]) if is_number(item.get("area")) else None,
-                "iscrowd": bool(item.get("iscrowd", 0)),
-            }
-            if self._mode == "detection":
-                if category not in self._labels:
-                    continue
-                segment["bbox"] = parse_box(item.get("bbox"), f"{name}, segment {identity}", findings)
-                if segment["bbox"] is None:
-                    continue
-            segments.append(segment)
-        return segments
 
 
 def read_panoptic_ids(path: Path) -> npt.NDArray[np.int32]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -43,22 +42,6 @@ class Findings:
         raise UserError(f"{title}: {len(self.errors)} problem(s)\n  {lines}{more}")
 
 
-class Records:
-    """A list of JSON values in one buffer, so that loader processes share its memory and a copy of it is one block."""
-
-    def __init__(self, values: Iterable[Any]) -> None:
-        encoded = [json.dumps(value, separators=(",", ":")).encode() for value in values]
-        self._ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
-        self._buffer = np.frombuffer(b"".join(encoded), np.uint8)
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> Any:
-        start = int(self._ends[index - 1]) if index else 0
-        return json.loads(self._buffer[start : int(self._ends[index])].tobytes())
-
-
 class SegmentationDataset(ABC):
     """One split of a dataset, indexed once; images and masks are read when asked for.
 
@@ -68,9 +51,9 @@ class SegmentationDataset(ABC):
     source: Path
     """The annotation file."""
     image_folder: Path
-    file_names: list[str]
+    file_names: Sequence[str]
     """Relative to the image folder, with forward slashes, unique."""
-    image_ids: list[int]
+    image_ids: Sequence[int]
     categories: dict[int, str] = {}  # noqa: RUF012  # readers replace it, nobody adds to it
     """Dataset id -> name, where the annotation file lists its classes."""
     has_masks: bool = True
@@ -180,7 +163,8 @@ def box_target(
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite one."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def class_target(semantic: npt.NDArray[np.uint8]) -> Target:

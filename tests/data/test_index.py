@@ -1,0 +1,352 @@
+"""The index of a COCO file says what the file says, is made once, and is shared."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tessera.data import coco_index, json_stream
+from tessera.data.catalog import load_catalog
+from tessera.data.coco import parse_segmentation
+from tessera.data.coco_index import FOLDER, open_index
+from tessera.data.columns import Texts
+from tessera.data.datasets import open_dataset
+from tessera.data.joined import JoinedDataset
+from tessera.data.json_stream import members
+from tessera.data.reader import Findings, box_target, is_number
+from tessera.files import UserError, read_json
+from tessera.ops.masks import encode_rle, masks_to_boxes
+from tessera.spec.schema import DatasetSpec, SplitSpec
+from tessera.structures import Target
+from tests.data.files import LABEL_MAP, opened, photo, save, write, write_coco
+
+SIZE = (10, 16)
+LABELS = {7: 0, 90: 1}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(FOLDER, str(tmp_path / "index"))
+    return tmp_path / "index"
+
+
+def indices(folder: Path) -> list[str]:
+    """All files but the locks."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("lock"))
+
+
+def any_number(dice: random.Random) -> float:
+    return dice.choice([dice.randint(0, 9), dice.uniform(0, 9), dice.randint(0, 9) / 10, 1e-300, 2**40 + 1])
+
+
+def segmentation(dice: random.Random) -> Any:
+    mask = np.zeros(SIZE, bool)
+    mask[dice.randint(0, 4) : 6, 3 : dice.randint(4, 16)] = True
+    x, y = dice.randint(0, 8), dice.uniform(0, 4)
+    polygon = [x, y, x + 6, y, x + 6.25, y + 5, x, y + 5]
+    return dice.choice(
+        [[polygon], [polygon, [0, 0, 3, 0, 3, 3]], encode_rle(mask), [], None, {"size": [10, 16], "counts": [150, 10]}]
+    )
+
+
+def annotation(number: int, images: int, dice: random.Random) -> dict[str, Any]:
+    item = {
+        "id": dice.choice([number, number + 2**40]),
+        "image_id": dice.randint(1, images),
+        "category_id": dice.choice([2, 7, 90]),
+        "bbox": [any_number(dice) for _ in range(4)],
+        "area": dice.choice([any_number(dice), None, "much", True]),
+        "iscrowd": dice.choice([0, 1, 0.0, None, True]),
+        "segmentation": segmentation(dice),
+        "note": {"é": ["\u20ac", {}]},
+    }
+    for key in ("area", "iscrowd"):
+        if dice.random() < 0.2:
+            del item[key]
+    return item
+
+
+def plain_targets(path: Path, mode: str) -> list[Target]:
+    """What a reader makes of the file that loads it whole and keeps lists of dictionaries."""
+    content = json.loads(path.read_text())
+    by_image = defaultdict(list)
+    for item in content["annotations"]:
+        if item["category_id"] in LABELS:
+            by_image[item["image_id"]].append({"area": None, "iscrowd": None, **item})
+    targets = []
+    for image in sorted(content["images"], key=lambda image: image["id"]):
+        items = by_image[image["id"]]
+        if mode == "detection":
+            targets.append(box_target(items, LABELS, SIZE, Findings()))
+            continue
+        pairs = [(item, parse_segmentation(item["segmentation"], SIZE, "", Findings())) for item in items]
+        kept = [(item, mask) for item, mask in pairs if mask is not None]
+        masks = torch.from_numpy(np.stack([np.zeros(SIZE, bool), *(mask for _, mask in kept)]))[1:]
+        areas = [float(item["area"]) if is_number(item["area"]) else float(mask.sum()) for item, mask in kept]
+        targets.append(
+            Target(
+                labels=torch.tensor([LABELS[item["category_id"]] for item, _ in kept], dtype=torch.int64),
+                masks=masks,
+                boxes=masks_to_boxes(masks) if kept else torch.zeros(0, 4),
+                iscrowd=torch.tensor([bool(item["iscrowd"]) for item, _ in kept], dtype=torch.bool),
+                areas=torch.tensor(areas, dtype=torch.float64),
+            )
+        )
+    return targets
+
+
+def bits(target: Target) -> list[Any]:
+    parts = (target.labels, target.masks, target.boxes, target.iscrowd, target.areas)
+    return [None if part is None else (part.dtype, tuple(part.shape), part.numpy().tobytes()) for part in parts]
+
+
+@pytest.mark.parametrize("mode", ["instance", "detection"])
+@pytest.mark.parametrize("order", [("images", "annotations"), ("annotations", "info", "images")])
+def test_every_bit_is_that_of_a_plain_reading(
+    mode: Any, order: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_stream, "_WINDOW", 701)
+    monkeypatch.setattr(coco_index, "_CHUNK", 7)
+    dice = random.Random(f"{mode} {order}")
+    images = list(range(1, 13))
+    dice.shuffle(images)
+    content = {
+        "images": [{"id": n, "file_name": f"ü/{n}.png", "height": 10, "width": 16} for n in images],
+        "annotations": [annotation(number, 12, dice) for number in range(1, 121)],
+        "info": {"annotations": [1], "text": '"}],'},
+    }
+    write(tmp_path / "a.json", {key: content[key] for key in order})
+    for number in images:
+        save(tmp_path / f"images/ü/{number}.png", photo(*SIZE))
+    write(tmp_path / "map.json", LABEL_MAP)
+    split = SplitSpec(images="images", annotations="a.json")
+    reader = opened(DatasetSpec(name="tiny", type="coco", label_map="map.json", train=split), tmp_path, mode)
+    assert reader.file_names == [f"ü/{number}.png" for number in range(1, 13)]
+    found = [bits(reader.read(index).target) for index in range(len(reader))]
+    assert found == [bits(target) for target in plain_targets(tmp_path / "a.json", mode)]
+    assert found == [bits(pickle.loads(pickle.dumps(reader)).read(index).target) for index in range(len(reader))]
+
+
+TEXT = """{"images": [{"id": -12.5e3, "é\\u20ac\\ud83d\\ude00": [true, null, NaN, -Infinity]}, 17, "a\\"]}"],
+ "empty": {}, "annotations":[ ], "other"\t: [[1, {"x": false}], {}],
+ "categories": "}"
+} """
+
+
+def parsed(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, number, value in members(path, ("images", "annotations"), lambda _: None):
+        if number is None:
+            found[key] = value
+        elif number:
+            found[key].append(value)
+        else:
+            found[key] = []
+    return found
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 1 << 20])
+def test_a_stream_is_what_the_whole_is(window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "_WINDOW", window)
+    path = tmp_path / "a.json"
+    for text in (TEXT, "{}", " {\n} ", '{"images": []}', '{"images": 3}', "[1]", "3"):
+        path.write_text(text)
+        whole = json.loads(text)
+        assert repr(parsed(path)) == repr(whole if isinstance(whole, dict) else {})
+
+
+def problem(read: Any, path: Path) -> str:
+    try:
+        read(path)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("window", [1, 5, 1 << 20])
+def test_faults_are_told_as_of_the_whole(window: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_stream, "_WINDOW", window)
+    path = tmp_path / "a.json"
+    content = TEXT.encode()
+    broken = [content[:length] for length in range(0, len(content), 1 if window == 5 else 7)]
+    for old, new in ((b"17,", b"17;"), (b"true", b"tru"), (b'"other"', b"other"), (b"{}", b"{,}"), (b'"x": ', b'"x" ')):
+        broken.append(content.replace(old, new, 1))
+    broken += [
+        content + b"x",
+        b"\xef\xbb\xbf" + content,
+        content.replace("é".encode(), b"\xff"),
+        b"9" * 5000,
+        b"[" * 90000,
+    ]
+    broken += [b'{"images": [' + b"[" * 90000, b'{"images": [' + b"9" * 5000 + b"]}", content.replace(b"17", b'"\n"')]
+    for text in broken:
+        path.write_bytes(text)
+        assert problem(parsed, path) == problem(read_json, path), text[-60:]
+
+
+def test_an_index_is_made_once_and_again_when_its_source_changes(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    build = coco_index._build
+    monkeypatch.setattr(coco_index, "_build", lambda *arguments: (made.append(arguments), build(*arguments)))
+    write_coco(tmp_path, [{"id": 1, "category_id": 7, "bbox": [1, 2, 3, 4]}])
+    path = tmp_path / "a.json"
+    for _ in range(2):
+        assert open_index(path).objects(0)[0]["bbox"] == [1, 2, 3, 4]
+    (tmp_path / "copy.json").write_bytes(path.read_bytes())
+    open_index(tmp_path / "copy.json")
+    assert len(made) == 1 and len(indices(folder)) == 1
+    path.write_text(path.read_text().replace("[1, 2, 3, 4]", "[1, 2, 3, 40]"))
+    assert open_index(path).objects(0)[0]["bbox"] == [1, 2, 3, 40]
+    assert len(made) == 2 and len(indices(folder)) == 2
+
+
+def test_a_damaged_or_older_index_is_made_again(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_coco(tmp_path, [{"id": 1, "category_id": 7, "bbox": [1, 2, 3, 4]}])
+    source = tmp_path / "a.json"
+    open_index(source)
+    (name,) = indices(folder)
+    index = folder / name
+    whole = index.read_bytes()
+    for damaged in (b"", whole[:10], whole[:-1], whole[:-30], whole[: len(whole) // 2], whole[:-16] + bytes(16)):
+        index.unlink()
+        index.write_bytes(damaged)
+        assert open_index(source).objects(0)[0]["bbox"] == [1, 2, 3, 4]
+        assert index.read_bytes() == whole
+    monkeypatch.setattr(coco_index, "FORMAT", coco_index.FORMAT + 1)
+    open_index(source)
+    assert index.read_bytes() != whole
+
+
+def test_a_builder_that_is_stopped_leaves_nothing(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
+
+    write_coco(tmp_path, [])
+    with monkeypatch.context() as patched:
+        patched.setattr(coco_index._Builder, "finish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            open_index(tmp_path / "a.json")
+    assert indices(folder) == []
+    assert len(open_index(tmp_path / "a.json")) == 1
+
+
+def test_a_source_that_changes_meanwhile_is_refused(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_coco(tmp_path, [])
+    monkeypatch.setattr(coco_index, "file_digest", lambda _: "0" * 64)
+    with pytest.raises(UserError, match=r"a\.json: has changed while it was read; run again"):
+        open_index(tmp_path / "a.json")
+    assert indices(folder) == []
+
+
+def open_at_once(path: Path, barrier: Any, log: Path) -> None:
+    build = coco_index._build
+
+    def logged(*arguments: Any) -> None:
+        with log.open("a") as stream:
+            stream.write("built\n")
+        build(*arguments)
+
+    coco_index._build = logged
+    barrier.wait()
+    assert len(open_index(path).objects(1)) == 4000
+
+
+def test_of_two_builders_at_once_one_waits(tmp_path: Path, folder: Path) -> None:
+    items = [{"id": n, "image_id": n % 2 + 1, "category_id": 7, "bbox": [n, 0, 1, 1]} for n in range(1, 8001)]
+    write_coco(tmp_path, items, [SIZE, SIZE])
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(3)
+    arguments = (tmp_path / "a.json", barrier, tmp_path / "log")
+    processes = [context.Process(target=open_at_once, args=arguments) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert (tmp_path / "log").read_text() == "built\n" and len(indices(folder)) == 1
+
+
+def test_a_reader_for_another_process_is_small_and_keeps_no_file_open(tmp_path: Path) -> None:
+    items = [{"id": n, "image_id": 1, "category_id": 7, "bbox": [n, 0, 1, 1]} for n in range(1, 2001)]
+    dataset = write_coco(tmp_path, items, [SIZE] * 3)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    reader = opened(dataset, tmp_path, "detection")
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert len(pickle.dumps(reader)) < 2000
+
+
+def test_shards_are_joined_without_lists(tmp_path: Path) -> None:
+    for number in range(3):
+        entries = [{"id": n, "file_name": f"{number}-{n}.png", "height": 10, "width": 16} for n in (0, 2)]
+        box = {"id": 1, "image_id": 2, "category_id": 7, "bbox": [number, 1, 2, 3]}
+        write(tmp_path / f"shards/{number}.json", {"images": entries, "annotations": [box], "categories": LABEL_MAP})
+    split = SplitSpec(images="images", annotations="shards/*.json")
+    dataset = DatasetSpec(name="tiny", type="coco", train=split)
+    reader = open_dataset(
+        dataset, "train", load_catalog(dataset, str(tmp_path), "detection"), "detection", str(tmp_path)
+    )
+    assert isinstance(reader, JoinedDataset)
+    copy = pickle.loads(pickle.dumps(reader))
+    for one in (reader, copy):
+        assert one.image_ids == [0, 2, 3, 5, 6, 8]
+        assert one.file_names == ["0-0.png", "0-2.png", "1-0.png", "1-2.png", "2-0.png", "2-2.png"]
+        assert one.file_names[-1] == "2-2.png" and one.file_names[1:3] == ["0-2.png", "1-0.png"]
+        boxes = [one.target(index, SIZE, Findings()).boxes.tolist() for index in range(6)]
+        assert boxes == [[], [[0, 1, 2, 4]], [], [[1, 1, 3, 4]], [], [[2, 1, 4, 4]]]
+
+
+def test_texts() -> None:
+    values = ["", "a", "ä€\ud800", "", "b/c.png"]
+    texts = Texts.of(values)
+    assert list(texts) == values and [texts[index] for index in range(-5, 5)] == values * 2
+    assert texts == values and texts != values[1:] and len(Texts.of([])) == 0
+    with pytest.raises(IndexError):
+        texts[5]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: {**content, "images": {}}, "has no list `images`"),
+        (lambda content: {"images": content["images"]}, "has no list `annotations`"),
+        (lambda content: [content], "has no list `images`"),
+    ],
+)
+def test_no_coco_file(change: Any, message: str, tmp_path: Path) -> None:
+    write_coco(tmp_path, [])
+    write(tmp_path / "a.json", change(json.loads((tmp_path / "a.json").read_text())))
+    with pytest.raises(UserError, match=message):
+        open_index(tmp_path / "a.json", segments=False)
+
+
+def test_lists_that_come_twice_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"images": [], "annotations": [], "images": []}')
+    with pytest.raises(UserError, match="has two lists `images`; expected one"):
+        open_index(tmp_path / "a.json")
+
+
+def test_the_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_coco(tmp_path, [])
+    monkeypatch.delenv(FOLDER)
+    monkeypatch.chdir(tmp_path)
+    open_index(tmp_path / "a.json")
+    assert len(indices(tmp_path / "data/.index")) == 1
+    monkeypatch.setenv(FOLDER, os.fspath(tmp_path / "a.json"))
+    with pytest.raises(UserError, match="TESSERA_INDEX"):
+        open_index(tmp_path / "a.json")
