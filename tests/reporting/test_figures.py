@@ -18,6 +18,7 @@ from tessera.reporting import figures, panels
 from tessera.reporting.collect import Evaluation
 from tessera.reporting.runs import Row, Run, collect_rows, read_curves, row_labels
 from tessera.reporting.style import SETTINGS, save
+from tessera.reporting.verify import verify
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import lineage
 from tessera.spec.planning import FIGURES, MAX_FIGURE_ROWS
@@ -137,6 +138,7 @@ def test_every_figure_is_written_twice_the_same(root: Path) -> None:
     experiments = ("mask2former_swin", "mask2former_swin-seed1", "mask2former_res_net")
     files = ("eval.json", "onnx_eval.json", "metrics.csv", "train.json", "inference/index.json")
     assert record["inputs"].keys() == {f"../../{name}/{file}" for name in experiments for file in files}
+    assert [found.verdict for found in verify(grid, folder.parent, root / "results")][:1] == ["holds"]
     first = {name: (folder / name).read_bytes() for name in names}
     figures.figures(grid, "t", root / "results")
     assert {name: (folder / name).read_bytes() for name in names} == first
@@ -145,6 +147,9 @@ def test_every_figure_is_written_twice_the_same(root: Path) -> None:
             assert content.startswith(b"%PDF") and b"Date" not in content and b"/Type3" not in content
         else:
             assert 900 < Image.open(folder / name).width < 2300
+    (folder / "curves.png").write_bytes(b"other")
+    broken = [str(found) for found in verify(grid, folder.parent, root / "results") if found.verdict == "broken"]
+    assert len(broken) == 1 and "curves.png is not the file" in broken[0]
 
 
 def test_seeds_are_one_line_between_their_own(root: Path) -> None:
