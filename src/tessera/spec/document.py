@@ -9,7 +9,6 @@ from typing import Any
 
 import yaml
 from pydantic import create_model
-from pydantic_core import PydanticUndefined
 
 from tessera.spec.describe import ANY_NAME, named_sections_of, range_words, section_of, type_words
 from tessera.spec.lineage import RUNTIMES, STAGES, ancestry
@@ -121,7 +120,7 @@ def _table(rows: list[tuple[type[Section], str, str, frozenset[str]]]) -> list[s
         cells = [
             f"`{prefix}{name}`",
             type_words(field.annotation),
-            f"`{_yaml(field.get_default(call_default_factory=True))}`",
+            "required" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`",
             range_words(field.metadata),
             meaning,
         ]
@@ -142,8 +141,6 @@ def _own_docstring(section: type[Section]) -> str:
 
 
 def _yaml(value: Any) -> str:
-    if value is PydanticUndefined:
-        raise ValueError("every key of a spec has a default")
     plain = list(value) if isinstance(value, tuple) else value
     text: str = yaml.safe_dump(plain, default_flow_style=True, width=10**6)
     return text.removesuffix("...\n").strip()
