@@ -8,7 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +72,28 @@ class Project:
 
     def calls(self) -> list[str]:
         """What the rules called, in order."""
-        return (self.root / "calls.txt").read_text().splitlines()
+        path = self.root / "calls.txt"
+        return path.read_text().splitlines() if path.exists() else []
 
-    def snakemake(self, *arguments: str, fail: str = "") -> subprocess.CompletedProcess[str]:
+    @property
+    def said(self) -> Path:
+        """What the last Snakemake to start printed."""
+        return self.root / "said.txt"
+
+    def start(self, *arguments: str, fail: str = "", wait: str = "") -> BaseProcess:
+        """Snakemake in a process group of its own; the stage ``fail`` fails, the stage ``wait`` waits for the file `go`."""
         path = f"{self.root / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        said = self.root / "said.txt"
+        environment = {"PATH": path, "FAIL": fail, "WAIT": wait}
         process = FORKS.Process(
-            target=_snakemake,
-            args=(self.root, ["--cores", "2", *arguments], {"PATH": path, "FAIL": fail}, said),
+            target=_snakemake, args=(self.root, ["--cores", "2", *arguments], environment, self.said)
         )
         process.start()
+        return process
+
+    def snakemake(self, *arguments: str, fail: str = "") -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, fail=fail)
         process.join()
-        return subprocess.CompletedProcess(arguments, process.exitcode or 0, said.read_text(), "")
+        return subprocess.CompletedProcess(arguments, process.exitcode or 0, self.said.read_text(), "")
 
     def run(self, *arguments: str) -> None:
         done = self.snakemake(*arguments)
@@ -116,10 +129,19 @@ def make_project(root: Path) -> Project:
 def _snakemake(root: Path, arguments: list[str], environment: dict[str, str], said: Path) -> None:
     from snakemake.cli import main
 
+    os.setpgid(0, 0)
     os.chdir(root)
     os.environ.update(environment)
+    said.unlink(missing_ok=True)
     with said.open("wb") as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
     sys.argv = ["snakemake", *arguments]
     main()
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, f"waited {seconds} s in vain"
+        time.sleep(0.05)

@@ -1,10 +1,12 @@
 """Stands in for the command line in workflow tests: writes every file that the stage promises, in no time.
 
-Each call is appended to calls.txt. ``FAIL=<verb>`` in the environment makes that verb fail.
+Each call is appended to calls.txt. ``FAIL=<verb>`` in the environment makes that verb fail, ``WAIT=<verb>`` makes it
+wait for the file `go`.
 """
 
 import os
 import sys
+import time
 from pathlib import Path
 
 verb, *rest = sys.argv[1:]
@@ -40,6 +42,8 @@ with Path("calls.txt").open("a") as calls:
     calls.write(" ".join(sys.argv[1:]) + "\n")
 if os.environ.get("FAIL") == verb:
     sys.exit(f"error: {verb} fails because the test says so")
+while os.environ.get("WAIT") == verb and not Path("go").exists() and Path("calls.txt").exists():
+    time.sleep(0.05)
 for path in outputs:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{verb} {subject} {options.get('--expect', '')}\n")
