@@ -75,6 +75,7 @@ class Lineages:
         self.spec = spec
         self._data = functools.cache(data or (lambda splits: data_digest(spec.dataset, spec.data_root, splits)))
         self._live = functools.cache(self._section)
+        self._live_text = functools.cache(lambda name, tested: canonical_json(self._live(name, tested)))
         self.text = functools.cache(self._text)
 
     def of(self, verb: str, runtime: str = "torch", precision: str = "fp32") -> dict[str, Any]:
@@ -99,7 +100,16 @@ class Lineages:
         return found
 
     def _text(self, verb: str, runtime: str = "torch", precision: str = "fp32") -> str:
-        return canonical_json(self.of(verb, runtime, precision))
+        """``canonical_json`` of the lineage, put together from the texts of its sections."""
+        found = self.of(verb, runtime, precision)
+        tested = "test" in found["data"]
+        texts = {
+            name: self._live_text(name, tested or name != "dataset")
+            if name in Spec.model_fields
+            else canonical_json(value)
+            for name, value in found.items()
+        }
+        return "{" + ",".join(f'"{name}":{texts[name]}' for name in sorted(texts)) + "}"
 
     def digest(self, verb: str, runtime: str = "torch", precision: str = "fp32") -> str:
         """First 12 hexadecimal digits of the sha256 of the lineage text."""
