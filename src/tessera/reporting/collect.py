@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tessera.files import UserError, read_json
+from tessera.provenance import seal_holds
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import differences, lineage
 from tessera.spec.planning import evaluation_file, table_columns
@@ -39,9 +40,15 @@ class Evaluation(BaseModel):
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Raises UserError naming the file and the key for anything but an evaluation file."""
+    """Raises UserError naming the file and the key for anything but an evaluation file, and for one that was edited."""
+    document = read_json(path)
+    if isinstance(document, dict) and "seal" in document and not seal_holds(document):
+        raise UserError(
+            f"{path}: was edited after it was written, its seal does not fit its content; delete it and make it again with "
+            f"`snakemake --cores 2 {path}`"
+        )
     try:
-        found = Evaluation.model_validate(read_json(path))
+        found = Evaluation.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the whole file"
