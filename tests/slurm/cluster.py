@@ -1,4 +1,4 @@
-"""A SLURM of two nodes with two GPUs each, all on this machine: real daemons, and device files that stand in for GPUs."""
+"""A SLURM of two nodes with three GPUs each, all on this machine: real daemons, and device files that stand in for GPUs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 CONFIGURATION = Path("/etc/slurm")
@@ -50,12 +50,12 @@ KillWait=20
 AccountingStorageType=accounting_storage/none
 JobAcctGatherType=jobacct_gather/none
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 RealMemory=200000 Gres=gpu:2
-NodeName=zz-second NodeAddr=127.0.0.1 Port={ports[2]} CPUs=16 RealMemory=200000 Gres=gpu:2 Weight=9
+NodeName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 RealMemory=200000 Gres=gpu:3
+NodeName=zz-second NodeAddr=127.0.0.1 Port={ports[2]} CPUs=16 RealMemory=200000 Gres=gpu:3
 PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=urgent Nodes=ALL MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 """
-DEVICES = "Name=gpu File=/dev/zero\nName=gpu File=/dev/full\n"
+DEVICES = "".join(f"Name=gpu File=/dev/{device}\n" for device in ("zero", "full", "null"))
 """SLURM asks of a device file that it exists, and then hands out its number."""
 
 
@@ -111,9 +111,8 @@ def running(folder: Path) -> Iterator[None]:
         _wait(lambda: ask("sinfo", "-h", "-N", "-p", "gpu", "-o", "%T").split() == ["idle", "idle"], folder, "sinfo")
         yield
     finally:
-        with contextlib.suppress(Exception):
-            ask("scancel", "--full", *(ask("squeue", "-h", "-o", "%A").split() or ["0"]))
-            _wait(lambda: not ask("squeue", "-h", "-o", "%A").split(), folder, "squeue")
+        with contextlib.suppress(AssertionError):
+            _wait(_no_jobs, folder, "the end of all jobs")
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in reversed(daemons):
@@ -133,14 +132,18 @@ def ask(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
+def _no_jobs() -> bool:
+    ask("scancel", "--user", "root")
+    return not ask("squeue", "-h")
+
+
 def _start(folder: Path, *command: str) -> subprocess.Popen[bytes]:
     """Ends with this process, however that ends."""
     with (folder / "daemons.log").open("ab") as log:
         return subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *command], stdout=log, stderr=log)
 
 
-def _wait(ready: object, folder: Path, what: str, seconds: float = 40) -> None:
-    assert callable(ready)
+def _wait(ready: Callable[[], bool], folder: Path, what: str, seconds: float = 40) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
         if time.monotonic() > deadline:
