@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tarfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tessera.data import s3
 from tessera.data.fetch import fetch_dataset
 from tessera.files import UserError, only_process
 from tessera.spec.schema import ArchiveSpec, DatasetSpec
+from tests.s3 import free_port, serving
 
 BUCKET = "pictures"
 CONTENT = {"a.png": b"first", "deep/er/b.png": b"second" * 1000}
@@ -213,31 +213,12 @@ def test_addresses_and_folders_are_checked_with_the_spec(fetch: dict[str, str], 
         DatasetSpec(name="photos", fetch={folder: ArchiveSpec(address=address) for folder, address in fetch.items()})
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[int]:
     """Port of an S3 server."""
-    command = shutil.which("moto_server", path=str(Path(sys.executable).parent)) or shutil.which("moto_server")
-    if command is None:
-        pytest.skip("moto_server is not installed (make test installs it)")
     port = free_port()
-    process = subprocess.Popen([command, "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            assert process.poll() is None
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
+    with serving(port):
         yield port
-    finally:
-        process.terminate()
-        process.wait()
 
 
 class Proxy:

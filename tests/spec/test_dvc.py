@@ -1,4 +1,4 @@
-"""Raw data that DVC tracks count with the digest that DVC recorded of them."""
+"""Raw data that DVC tracks count with the digest that DVC recorded of them, and `dvc repro` runs only where it is safe."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from tessera.files import UserError
-from tessera.spec.dvc import raw_digest
+from tessera.spec.dvc import raw_digest, refuse_unsafe_repro
 from tessera.spec.lineage import data_digest
+from tessera.spec.planning import Plan
 from tessera.spec.schema import DatasetSpec
 
 
@@ -79,3 +80,82 @@ def test_a_file_without_a_digest_is_refused(tmp_path: Path, content: str) -> Non
     (tmp_path / "street.dvc").write_text(content)
     with pytest.raises(UserError, match=r"street\.dvc: expected outs with one of md5.*dvc add"):
         raw_digest(tmp_path / "street")
+
+
+STAGE = {
+    "outs": [{"results": {"persist": True}}, "data/checks", {"data/demo": {"persist": True}}],
+    "deps": ["src", "data/street"],
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Root of a project whose dvc.yaml fits the generated data in data/demo and the raw data in data/street."""
+    monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path / "global"))
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/config").write_text("[core]\n    analytics = false\n")
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {"experiments": STAGE}}))
+    return tmp_path
+
+
+def test_a_fitting_stage_may_run_and_another_one_is_not_judged(project: Path) -> None:
+    refuse_unsafe_repro("experiments", {"data/demo"}, {"data/street"}, project)
+    refuse_unsafe_repro("elsewhere/dvc.yaml:experiments", {"data/new"}, set(), project)
+
+
+@pytest.mark.parametrize("file", ["config", "config.local"])
+@pytest.mark.parametrize("kinds", ["symlink", "reflink,hardlink"])
+def test_links_in_any_file_of_settings_are_refused(project: Path, file: str, kinds: str) -> None:
+    with (project / ".dvc" / file).open("a") as stream:
+        stream.write(f"[cache]\n    type = {kinds}\n")
+    with pytest.raises(UserError, match=f"cache.type is {kinds}: with .*`dvc config cache.type reflink,copy`"):
+        refuse_unsafe_repro("experiments", {"data/demo"}, {"data/street"}, project)
+
+
+def test_copies_are_fine(project: Path) -> None:
+    (project / ".dvc/config").write_text("[cache]\n    type = reflink,copy\n")
+    refuse_unsafe_repro("experiments", {"data/demo"}, {"data/street"}, project)
+
+
+def test_lines_that_dvc_yaml_lacks_or_has_too_many_are_all_named(project: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        refuse_unsafe_repro("experiments", {"data/new"}, {"data/street", "data/other"}, project)
+    lines = str(caught.value).splitlines()
+    assert "dvc.yaml, stages.experiments" in lines[0]
+    assert [line.split(";")[0].strip() for line in lines[1:]] == [
+        "outs: add `- data/new: {persist: true}`",
+        "outs: remove data/demo",
+        "deps: add `- data/other`",
+    ]
+
+
+def test_a_plan_names_the_data_of_the_listed_experiments(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    street = {"annotations": "street/train.json", "images": "street/images"}
+    parts = {
+        "models/mask2former": {"model": {"name": "mask2former", "mode": "instance"}},
+        "backbones/swin": {"model": {"backbone": {"name": "swin_tiny"}}},
+        "datasets/demo": {"dataset": {"generator": {}}},
+        "datasets/street": {"dataset": {"type": "coco", "train": street, "val": street, "test": street}},
+        "config": {
+            "models": ["mask2former"],
+            "backbones": ["swin"],
+            "datasets": ["demo", "street"],
+            "experiments": ["mask2former_swin", "mask2former_swin-street"],
+            "data_root": "raw",
+        },
+    }
+    for part, content in parts.items():
+        path = project / "config" / f"{part}.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump(content))
+    monkeypatch.chdir(project)
+    track(project / "raw/street", "1" * 32)
+    annotations = project / "raw/street/train.json"
+    annotations.parent.mkdir()
+    annotations.write_text("{}")
+    plan = Plan(parts["config"])
+    plan.refuse_unsafe_repro()
+    monkeypatch.setenv("DVC_STAGE", "experiments")
+    with pytest.raises(UserError, match="deps: add `- raw/street`") as caught:
+        plan.refuse_unsafe_repro()
+    assert "outs" not in str(caught.value)
