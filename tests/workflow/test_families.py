@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,11 @@ def test_a_tiny_run_from_data_to_onnx_runtime(experiment: str, tmp_path: Path):
     assert len(pictures) == 3
     assert pictures == sorted(path.name for path in (results / "onnx_inference/overlays").iterdir())
     assert Project(folder).plan(*(f"results/{experiment}/{target}" for target in targets)) == {}
+    verify = ["tessera", "verify", f"results/{experiment}"]
+    done = subprocess.run(verify, cwd=folder, env=test_kill.ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("seal, lineage") == 7 and done.stdout.count("metrics made again") == 2
+    assert "no record speaks of" not in done.stdout
 
 
 @pytest.mark.slow
