@@ -357,7 +357,7 @@ def compare(table: str, data_root: DataRoot = None, log: Log = None) -> None:
 
 @app.command()
 def metrics(data_root: DataRoot = None, log: Log = None) -> None:
-    """Write results/metrics.json and metrics.csv: every metric of the experiments that config/config.yaml lists."""
+    """Write results/metrics.json and metrics.csv: metrics of the experiments that config/config.yaml lists."""
     from tessera.reporting.metrics import write_metrics
     from tessera.spec.compose import load_grid
 

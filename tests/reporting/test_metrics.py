@@ -24,7 +24,7 @@ def test_every_number_of_the_listed_experiments_and_of_their_tables(root: Path) 
         "without": {"experiments": ["mask2former_res_net"], "runtimes": ["torch"]},
     }
     grid = listing(root, tables=tables)
-    write(grid, "mask2former_swin", {"PQ": 0.5, "AP": None})
+    write(grid, "mask2former_swin", {"PQ": 0.5, "AP": None, "AR100": 0.75})
     write(grid, "mask2former_swin", {"PQ": 0.25}, "onnx")
     write(grid, "mask2former_swin-short", {"PQ": 0.125})
     write_metrics(grid, root / "results")
@@ -36,6 +36,7 @@ def test_every_number_of_the_listed_experiments_and_of_their_tables(root: Path) 
         rows = list(csv.DictReader(stream))
     assert [(row["label"], float(row["value"])) for row in rows] == [
         ("mask2former_swin torch fp32 PQ", 0.5),
+        ("mask2former_swin torch fp32 AR100", 0.75),
         ("mask2former_swin onnx fp32 PQ", 0.25),
         ("mask2former_swin-short torch fp32 PQ", 0.125),
     ]

@@ -1,4 +1,4 @@
-"""Every metric of the listed experiments in two flat files: what `dvc metrics` and `dvc plots` compare between commits."""
+"""Metrics of the listed experiments in two flat files: what `dvc metrics` and `dvc plots` compare between commits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tessera.files import write_json, write_text
 from tessera.reporting.collect import read_expected
-from tessera.reporting.compare import long_form
+from tessera.reporting.compare import choose_metrics, long_form
 from tessera.spec.compose import Grid
 from tessera.spec.planning import listed_evaluations
 
@@ -18,15 +18,19 @@ def write_metrics(grid: Grid, results: Path) -> None:
 
 
 def make_metrics(grid: Grid, results: Path) -> tuple[dict[str, dict[str, dict[str, float]]], str]:
-    """``metrics.json``: experiment -> runtime, with the precision behind a dot unless it is fp32 -> metric -> fraction. ``metrics.csv``:
-    one row per number, in the columns of a table's CSV, with one more in front to label a bar with. A metric without a value is in neither.
+    """``metrics.json``: experiment -> runtime, with the precision behind a dot unless it is fp32 -> main metric -> fraction.
+    ``metrics.csv``: every metric, one row per number in the columns of a table's CSV, with one more in front to label a bar with. A
+    metric without a value is in neither.
     """
     evaluations = [read_expected(grid, results, *row) for row in listed_evaluations(grid)]
+    main = choose_metrics("", evaluations, ())
     document: dict[str, dict[str, dict[str, float]]] = {}
     for found in evaluations:
         runtime = found.runtime if found.precision == "fp32" else f"{found.runtime}.{found.precision}"
-        measured = {name: value for name, value in found.metrics.items() if value is not None}
-        document.setdefault(found.experiment, {})[runtime] = measured
+        measured = {name: found.metrics.get(name) for name in main}
+        document.setdefault(found.experiment, {})[runtime] = {
+            name: value for name, value in measured.items() if value is not None
+        }
     numbers = long_form(evaluations)
     label = numbers[["experiment", "runtime", "precision", "metric"]].agg(" ".join, axis=1)
     numbers.insert(0, "label", label)
