@@ -322,7 +322,7 @@ def _take(source: Path, builder: _Builder, passed: Any, images: bool) -> bool:
 
 
 class _Builder:
-    """Takes all images, then all annotations. Grows by about 40 bytes an object and 300 an image; all else goes to disk."""
+    """Takes all images, then all annotations. Grows by about 40 bytes an object and 400 an image; all else goes to disk."""
 
     def __init__(self, stream: BinaryIO, rows: BinaryIO) -> None:
         """``rows``: a temporary file for the objects as they come, before they are put in the order of the images."""
