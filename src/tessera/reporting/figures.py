@@ -58,7 +58,7 @@ MARKERS = {"torch": "o", "onnx": "s", "trt": "^"}
 
 MAX_CLASSES = 40
 
-LEFT, BOTTOM, GAP = 0.46, 0.36, 0.34
+LEFT, BOTTOM, GAP = 0.5, 0.36, 0.34
 """Inches: room for tick labels and titles of axes."""
 
 
@@ -141,7 +141,7 @@ def draw_curves(rows: Sequence[Row], metrics: Sequence[str]) -> Figure:
             axes.set_yscale("log")
             _label_log(axes.yaxis)
         elif lowest >= 0:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.06 * max(highest, 0.01 if column == "train_loss" else 1))
         axes.set_ylabel(titles[column])
         axes.set_xlim(0, longest * 1.02)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
@@ -184,7 +184,7 @@ def draw_accuracy_time(rows: Sequence[Row], metrics: Sequence[str]) -> Figure:
             ends[number] = max((x, y) for _, x, y in points)
         lowest, highest = axes.dataLim.y0, axes.dataLim.y1
         room = max(0.12 * (highest - lowest), 1 - (highest - lowest) / 2)  # runtimes that agree must not look far apart
-        axes.set_ylim(lowest - room, highest + room)
+        axes.set_ylim(max(lowest - room, -0.1 * room), highest + room)
         axes.yaxis.set_major_locator(MaxNLocator(nbins=6))
         axes.set_ylabel(f"{metric} (%)")
         _label_rows(axes, rows, ends)
