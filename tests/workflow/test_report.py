@@ -68,6 +68,7 @@ def test_a_zip_holds_the_files_beside_the_page(built: Project) -> None:
 WALK = """<script>
   const log = Object.assign(document.createElement("pre"), { id: "log" }), pause = () => new Promise((done) => setTimeout(done, 300));
   const say = (...words) => { log.textContent += words.join(" | ").replaceAll("\\n", " ") + "\\n"; };
+  let widest = 0;
   addEventListener("load", async () => {
     document.body.append(log);
     await pause();
@@ -80,11 +81,13 @@ WALK = """<script>
     }
     for (const [path, result] of Object.entries(results)) {
       const content = result.mime_type === "image/png" ? "img" : "html";
-      app.setView({ content: content, contentPath: result.data_uri, resultPath: path });
+      app.setView({ content: content, contentPath: result.data_uri, resultPath: path, navbarMode: "resultinfo" });
       await pause();
       const image = [...document.querySelectorAll("#app img")].at(-1);
       say(result.name, content === "img" ? image.naturalWidth : document.querySelector("iframe").src.slice(0, 15));
+      widest = Math.max(widest, document.querySelector("nav").offsetWidth);
     }
+    say("menu", widest);
   });
 </script>"""
 """Opens every category and every result as a reader would."""
@@ -99,7 +102,7 @@ def test_the_report_opens_without_a_network(built: Project, tmp_path: Path) -> N
     document = open_page(page, tmp_path / "profile")
     start = document.index('<pre id="log">') + 14
     log = dict(line.split(" | ", 1) for line in document[start : document.index("</pre>", start)].splitlines())
-    assert log.keys() == {"Tables", "Figures", "Pictures", "demo.html", *(Path(path).name for path in PICTURES)}
+    assert log.keys() == {"Tables", "Figures", "Pictures", "menu", "demo.html", *(Path(path).name for path in PICTURES)}
     for category, words in {
         "Tables": ["demo"],
         "Figures": ["training curves", "accuracy against time", "scores by class"],
@@ -109,3 +112,4 @@ def test_the_report_opens_without_a_network(built: Project, tmp_path: Path) -> N
     for path in PICTURES:
         assert log[Path(path).name] == "300"
     assert log["demo.html"].startswith("data:text/html")
+    assert 200 < int(log["menu"]) < 600  # pixels of 1400: long lineages are wrapped
