@@ -109,14 +109,6 @@ def checkpoints(wildcards, output):
     return PLAN.checkpoints
 
 
-def announce_engines():
-    from tessera.inference.trt_library import availability
-
-    notice = engine_notice(
-        (job.rule.name for job in workflow.dag.needrun_jobs()), availability
-    )
-    if notice:
-        logger.warning(notice)
 def training(resource):
     def resource_of(wildcards):
         return PLAN.training_resources(wildcards.experiment).get(resource)
@@ -128,3 +120,11 @@ def launcher(wildcards, output, threads):
     return PLAN.launcher(wildcards.experiment, threads)
 
 
+def announce_engines():
+    from tessera.inference.trt_library import availability
+
+    notice = engine_notice(
+        (job.rule.name for job in workflow.dag.needrun_jobs()), availability
+    )
+    if notice:
+        logger.warning(notice)

@@ -280,6 +280,16 @@ def test_reasons_to_be_careful_are_warnings(root: Path) -> None:
     assert "made with torch 2.11.0+cpu, envs/tessera.lock has 2.12.1" in line and "train.json" not in line
 
 
+def test_a_lock_has_one_version_for_each_python(tmp_path: Path) -> None:
+    lock = tmp_path / "some.lock"
+    lock.write_text(
+        "numpy==1.0 ; python_full_version < '3' \\\n    --hash=sha256:00\n"
+        "numpy==2.0 ; python_full_version >= '3' \\\n    --hash=sha256:00\n"
+        "colorama==3.0 ; sys_platform == 'win32' \\\n    --hash=sha256:00\n"
+    )
+    assert locked_versions(lock) == {"numpy": "2.0"}
+
+
 def test_the_lock_of_this_project_can_be_read() -> None:
     found = locked_versions(Path(__file__).parents[1] / "envs/tessera.lock")
     assert {"torch", "numpy", "onnx", "timm"} <= found.keys() and all(found[name][0].isdigit() for name in found)

@@ -114,7 +114,9 @@ def export_kitti(
     _start_log(log)
     grid = load_grid(data_root=data_root)
     counts = export_kitti(grid.dataset(dataset), grid.data_root, out)
-    print("\n".join(f"{split}: {images} images, {boxes} boxes" for split, (images, boxes) in counts.items()), flush=True)
+    print(
+        "\n".join(f"{split}: {images} images, {boxes} boxes" for split, (images, boxes) in counts.items()), flush=True
+    )
 
 
 @app.command()
@@ -367,7 +369,9 @@ def metrics(data_root: DataRoot = None, log: Log = None) -> None:
 
 @app.command()
 def verify(
-    path: Annotated[Path, typer.Argument(help="results, results/<experiment>, results/tables or results/figures.")] = RESULTS,
+    path: Annotated[
+        Path, typer.Argument(help="results, results/<experiment>, results/tables or results/figures.")
+    ] = RESULTS,
     data_root: DataRoot = None,
     log: Log = None,
 ) -> None:

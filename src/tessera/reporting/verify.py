@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from packaging.requirements import Requirement
+
 from tessera import provenance
 from tessera.evaluation.statistics import read_statistics
 from tessera.files import UserError, digest_file, read_json
@@ -285,7 +287,11 @@ def _facts(root: Path, folder: Path, found: Mapping[Path, Mapping[str, Any]]) ->
 
 
 def locked_versions(path: Path) -> dict[str, str]:
-    """Package -> version of a lock file; empty without one."""
+    """Package -> version that a lock file has for this Python; empty without one."""
     if not path.is_file():
         return {}
-    return dict(re.findall(r"^([A-Za-z0-9._-]+)==([^\s;\\]+)", path.read_text(encoding="utf-8"), re.MULTILINE))
+    lines = re.findall(r"^([A-Za-z0-9._-]+==[^\\\n]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    found = [Requirement(line.strip()) for line in lines]
+    return {
+        one.name: str(one.specifier).removeprefix("==") for one in found if one.marker is None or one.marker.evaluate()
+    }

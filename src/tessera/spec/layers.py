@@ -12,7 +12,17 @@ from tessera.spec.parts import parse_yaml
 from tessera.spec.schema import Spec
 from tessera.spec.section import Section
 
-SOURCE_KEYS = ("name", "type", "generator", "fetch", "convert", "label_map", "contiguous_id", "num_classes", "ignore_id")
+SOURCE_KEYS = (
+    "name",
+    "type",
+    "generator",
+    "fetch",
+    "convert",
+    "label_map",
+    "contiguous_id",
+    "num_classes",
+    "ignore_id",
+)
 SPLIT_SOURCE_KEYS = ("images", "annotations", "panoptic")
 
 OWNED = {

@@ -238,7 +238,9 @@ class Plan:
 
     def metrics_lineage(self) -> str:
         evaluations = {
-            f"{experiment}/{evaluation_file(runtime, precision)}": self.digest(experiment, "evaluate", runtime, precision)
+            f"{experiment}/{evaluation_file(runtime, precision)}": self.digest(
+                experiment, "evaluate", runtime, precision
+            )
             for experiment, runtime, precision in listed_evaluations(self.grid)
         }
         return canonical_json({"version": COMPARE_VERSION, "evaluations": evaluations})
@@ -301,7 +303,10 @@ class Plan:
 
     def _fits_figures(self, table: str) -> bool:
         parts = (self.grid.parts[experiment] for experiment in self._experiments(table))
-        return len({(part["model"], part["backbone"], part["dataset"], *part["variants"]) for part in parts}) <= MAX_FIGURE_ROWS
+        return (
+            len({(part["model"], part["backbone"], part["dataset"], *part["variants"]) for part in parts})
+            <= MAX_FIGURE_ROWS
+        )
 
     def _rows(self, table: str) -> list[tuple[str, str, str, str]]:
         return [

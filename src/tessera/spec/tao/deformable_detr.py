@@ -33,7 +33,9 @@ from tessera.spec.tao.table import (
 
 GCVIT = tuple(f"gc_vit_{size}" for size in ("xxtiny", "xtiny", "tiny", "small", "base", "large", "large_384"))
 PROJECTIONS = ["reference_points", "sampling_offsets"]
-CONVERT = "it describes the conversion of KITTI labels to COCO files; here the keys of `dataset.convert` do (docs/convert.md)"
+CONVERT = (
+    "it describes the conversion of KITTI labels to COCO files; here the keys of `dataset.convert` do (docs/convert.md)"
+)
 SIZES_OF_TEST = "test_random_resize and random_resize_max_size count"
 CALIBRATION = "no INT8 engine is built here"
 
