@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from tessera.evaluation.statistics import read_statistics
 from tessera.files import UserError, write_json, write_text
 from tessera.reporting.collect import Evaluation, collect, read_document
 from tessera.reporting.html import to_html
-from tessera.reporting.statistics import LEVEL, interval, metrics_of, resample_weights, two_sided_p
+from tessera.reporting.statistics import LEVEL, evaluated, interval, metrics_of, resample_weights, two_sided_p
 from tessera.reporting.table import DIFFERS, RUNTIME_NAMES, Cell, Column, ComparisonTable, Row, to_latex, to_markdown
 from tessera.spec.compose import Grid, Table
 from tessera.spec.lineage import lineage
@@ -53,7 +54,8 @@ def compare(grid: Grid, table: str, results: Path) -> None:
     resamples: dict[tuple[str, str, str], Resampled] = {}
     if definition.resampled:
         inputs += [statistics_file(path) for path in files.values()]
-        resamples = resample(evaluations, files, definition.resamples)
+        metrics = choose_metrics(table, evaluations, definition.metrics)
+        resamples = resample(evaluations, files, metrics, definition.resamples)
     trainings = {name: results / name / "train.json" for name in dict.fromkeys(e.experiment for e in evaluations)}
     reports = {name: _training(grid, name, path) for name, path in trainings.items()} if definition.parameters else {}
     inputs += [trainings[name] for name in reports]
@@ -131,9 +133,13 @@ def make_table(
 
 
 def resample(
-    evaluations: Sequence[Evaluation], files: Mapping[tuple[str, str, str], Path], resamples: int
+    evaluations: Sequence[Evaluation],
+    files: Mapping[tuple[str, str, str], Path],
+    metrics: Sequence[str],
+    resamples: int,
 ) -> dict[tuple[str, str, str], Resampled]:
-    """Every evaluation on the same resamples of its images. Raises UserError for statistics that do not give the evaluation's metrics."""
+    """The metrics of every evaluation on the same resamples of its images. Raises UserError for statistics that do not give the evaluation's
+    own metrics, all of them."""
     found = {}
     weights: dict[int, np.ndarray] = {}
     for number, evaluation in enumerate(evaluations, 1):
@@ -145,18 +151,16 @@ def resample(
             raise UserError(
                 f"{path}: has {images} images, {files[_key(evaluation)].name} beside it {evaluation.images}; evaluate again"
             )
-        if images not in weights:
-            # The first is the evaluation itself.
-            drawn = resample_weights(images, resamples)
-            weights[images] = np.concatenate([np.ones((1, images), np.int64), drawn])
-        values = metrics_of(statistics, weights[images])
+        own = evaluated(statistics)
         for name, value in evaluation.metrics.items():
-            if value is not None and (name not in values or not abs(values[name][0] - value) < 1e-9):
+            if value is not None and not abs(own.get(name, math.inf) - value) < 1e-9:
                 raise UserError(
-                    f"{path}: gives {name} {values[name][0] if name in values else 'no value'}, {files[_key(evaluation)].name} beside it says "
-                    f"{value}; one of them was changed, so evaluate again"
+                    f"{path}: gives {name} {own.get(name, 'no value')}, {files[_key(evaluation)].name} beside it says {value}; one of them "
+                    "was changed, so evaluate again"
                 )
-        found[_key(evaluation)] = Resampled({name: drawn[1:] for name, drawn in values.items()}, statistics.image_ids)
+        if images not in weights:
+            weights[images] = resample_weights(images, resamples)
+        found[_key(evaluation)] = Resampled(metrics_of(statistics, weights[images], metrics), statistics.image_ids)
     return found
 
 
@@ -177,7 +181,7 @@ def long_form(
     resamples: Mapping[tuple[str, str, str], Resampled] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """One row per number, as it was measured; a metric without a value has no row. ``low`` and ``high``, where images were resampled, are the
-    interval of this number alone."""
+    interval of this number alone; the table's metrics have one."""
     found = []
     for evaluation in evaluations:
         drawn = resamples.get(_key(evaluation))
@@ -198,7 +202,7 @@ def long_form(
                 "metric": metric,
                 "value": value,
             }
-            if drawn is not None:
+            if drawn is not None and metric in drawn.values:
                 limits = interval(drawn.values[metric])
                 line["low"], line["high"] = (None, None) if limits is None else limits
             if parameters:
