@@ -17,6 +17,7 @@ from tessera.structures import Category, ClassCatalog, ImageMeta, Target
 
 CATALOG = ClassCatalog(tuple(Category(index + 1, f"class {index}", (index, 0, 0), index < 3) for index in range(5)))
 SWIN = SwinSpec(embed_dim=16, depths=[1, 2, 1, 1], num_heads=[1, 2, 4, 8], window_size=3)
+NO_STOCHASTIC_DEPTH = ("efficientvit_b0",)
 BACKBONES = ("swin_tiny", "efficientvit_b0", "resnet18")
 
 
@@ -24,12 +25,17 @@ def catalog(mode: Mode) -> ClassCatalog:
     return CATALOG.things() if mode == "instance" else CATALOG
 
 
+def drop_path_rate(backbone: str, dropout: float) -> float:
+    return 0.0 if backbone in NO_STOCHASTIC_DEPTH else dropout
+
+
 def spec(backbone: str = "swin_tiny", mode: Mode = "panoptic", dropout: float = 0.0, **loss: object) -> Mask2FormerSpec:
-    stochastic = 0.0 if backbone.startswith("efficientvit") else dropout
     return Mask2FormerSpec(
         mode=mode,
         backbone=BackboneSpec(
-            name=backbone, swin=SWIN if backbone == "swin_tiny" else SwinSpec(), drop_path_rate=stochastic
+            name=backbone,
+            swin=SWIN if backbone == "swin_tiny" else SwinSpec(),
+            drop_path_rate=drop_path_rate(backbone, dropout),
         ),
         pixel_decoder=PixelDecoderSpec(
             hidden_dim=32, layers=1, nheads=2, points=2, dim_feedforward=32, dropout=dropout

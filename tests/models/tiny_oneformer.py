@@ -13,16 +13,17 @@ from tessera.spec.networks import (
     SwinSpec,
     TextEncoderSpec,
 )
-from tests.models.tiny import SWIN
+from tests.models.tiny import SWIN, drop_path_rate
 
 
 def spec(backbone: str = "swin_tiny", mode: Mode = "panoptic", dropout: float = 0.0, **loss: object) -> OneFormerSpec:
-    stochastic = 0.0 if backbone.startswith("efficientvit") else dropout
     return OneFormerSpec.model_validate(
         {
             "mode": mode,
             "backbone": BackboneSpec(
-                name=backbone, swin=SWIN if backbone == "swin_tiny" else SwinSpec(), drop_path_rate=stochastic
+                name=backbone,
+                swin=SWIN if backbone == "swin_tiny" else SwinSpec(),
+                drop_path_rate=drop_path_rate(backbone, dropout),
             ),
             "pixel_decoder": OneFormerPixelDecoderSpec(
                 hidden_dim=32, layers=1, nheads=2, points=2, dim_feedforward=32, dropout=dropout
