@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -81,7 +83,13 @@ def missing() -> str | None:
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[None]:
-    """``folder`` holds logs and state. Afterwards no process and no configuration is left."""
+    """``folder`` holds logs and state. Afterwards no process and no configuration is left. Two runs of the tests take turns."""
+    with (Path(tempfile.gettempdir()) / "tessera-tests-slurm.lock").open("a") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        yield from _running(folder)
+
+
+def _running(folder: Path) -> Iterator[None]:
     existed = CONFIGURATION.exists()
     for name in ("state", *(f"spool-{node}" for node in NODES)):
         (folder / name).mkdir()

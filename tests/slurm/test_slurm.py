@@ -29,7 +29,7 @@ from tests.training import toy
 from tests.training.test_processes import CALM
 from tests.workflow import project, test_kill
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 EXPERIMENT = "mask2former_swin"
 PROFILE = ["--workflow-profile", "profiles/slurm"]
