@@ -1,7 +1,12 @@
 # Translates wildcards into questions to the plan; what needs thought lives in src/tessera/spec/planning.py, where pytest sees it.
+import gc
+
 from tessera.spec.planning import FIGURES, Plan, engine_notice, records_notice
 
 PLAN = Plan(config)
+
+# Planning makes millions of objects that stay: at Python's own thresholds a quarter of its time goes into looking for garbage among them.
+gc.set_threshold(50_000, 20, 100)
 
 if notice := records_notice():
     logger.warning(notice)
