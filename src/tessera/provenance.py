@@ -120,7 +120,11 @@ def sealed(
 
 
 def seal_holds(document: Mapping[str, Any]) -> bool:
-    return bool(document.get("seal") == _seal({key: value for key, value in document.items() if key != "seal"}))
+    """False as well where a number that is none was put in."""
+    try:
+        return bool(document.get("seal") == _seal({key: value for key, value in document.items() if key != "seal"}))
+    except ValueError:
+        return False
 
 
 def _seal(document: Mapping[str, Any]) -> str:
