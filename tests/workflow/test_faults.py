@@ -22,8 +22,6 @@ import torch
 
 from tessera.cli import app
 from tessera.files import UserError, write_json
-from tessera.provenance import sealed
-from tessera.reporting.collect import read_evaluation
 from tessera.spec.planning import Plan
 from tessera.training.loop import Loop
 from tests.training import toy
@@ -357,29 +355,3 @@ def test_image_harmed_during_the_run(
     results = toy.run(work, EVERY_STEP)
     assert starts(results)[-1] >= 2
     toy.assert_same_results(root / "results/whole", results)
-
-
-def test_evaluation_edited_by_hand(tmp_path: Path) -> None:
-    path = tmp_path / "eval.json"
-    document = {
-        "experiment": "mask2former_swin",
-        "model": "mask2former",
-        "backbone": "swin",
-        "dataset": "demo",
-        "seed": 0,
-        "variants": [],
-        "split": "test",
-        "runtime": "torch",
-        "precision": "fp32",
-        "images": 3,
-        "seconds": 1.0,
-        "metrics": {"PQ": 0.5},
-        "per_class": [],
-        "lineage": {},
-        "facts": {},
-    }
-    write_json(path, sealed(document))
-    assert read_evaluation(path).metrics == {"PQ": 0.5}
-    path.write_text(path.read_text().replace("0.5", "0.6"))
-    with pytest.raises(UserError, match=r"eval\.json: was edited after it was written.*delete it"):
-        read_evaluation(path)
