@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tessera import cli
+from tessera.files import write_json
 from tests.malformed.project import EXPERIMENT, FOLDER, MODEL, write_config
 
 
@@ -46,9 +47,10 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tessera.deploy.export import export
     from tessera.models import build_model
     from tessera.models.artifact import save_model
-    from tessera.provenance import Header
+    from tessera.provenance import Header, digests, sealed
     from tessera.spec.compose import load_grid
     from tessera.spec.lineage import lineage
+    from tessera.training.weights import count_parameters
 
     root = tmp_path_factory.mktemp("valid")
     write_config(root)
@@ -62,6 +64,14 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = build_model(spec.model, catalog)
     header = Header("train", EXPERIMENT, spec, lineage(spec, "train"), catalog)
     save_model(root / MODEL, model.network.state_dict(), header)
+    report = {
+        "experiment": EXPERIMENT,
+        "parameters": count_parameters(model.network),
+        "lineage": header.lineage,
+        "facts": header.facts,
+    }
+    outputs = digests(root / FOLDER, [root / MODEL])
+    write_json(root / FOLDER / "train.json", sealed(report, outputs=outputs))
     export(root / MODEL, root / FOLDER / "model.onnx", spec, EXPERIMENT)
     return root
 
