@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -130,6 +131,7 @@ def _snakemake(root: Path, arguments: list[str], environment: dict[str, str], sa
     from snakemake.cli import main
 
     os.setpgid(0, 0)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` hands on that it is ignored
     os.chdir(root)
     os.environ.update(environment)
     said.unlink(missing_ok=True)
