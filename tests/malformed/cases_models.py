@@ -400,7 +400,13 @@ EVALUATIONS = [
         ("no such file",),
         (table(runtimes=["torch", "onnx"]),),
     ),
-    Case("why-of-a-missing-file", f"why {EXPERIMENT} train", f"{FOLDER}/train.json", ("no such file",)),
+    Case(
+        "why-of-a-missing-file",
+        f"why {EXPERIMENT} train",
+        f"{FOLDER}/train.json",
+        ("no such file",),
+        (remove(f"{FOLDER}/train.json"),),
+    ),
     Case(
         "why-of-a-file-without-lineage",
         f"why {EXPERIMENT} evaluate",
