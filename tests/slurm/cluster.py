@@ -120,7 +120,7 @@ def _running(folder: Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(AssertionError):
-            _wait(_no_jobs, folder, "the end of all jobs")
+            _wait(_no_jobs, folder, "the end of all jobs", 120)
         for daemon in reversed(daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in reversed(daemons):
