@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,20 @@ class UserError(Exception):
 
     A message names the file, the record, what was found, what was expected and what to do.
     """
+
+
+SHOWN = 50
+"""Faults that one message holds in full."""
+
+
+def raise_all(title: str, faults: Sequence[str], count: int | None = None) -> None:
+    """Raises one UserError with all faults, if any; ``count``: how many there are where ``faults`` are only the first of them."""
+    found = len(faults) if count is None else count
+    if found == 1:
+        raise UserError(f"{title}: {faults[0]}")
+    if found:
+        more = f"\n  ... and {found - SHOWN} more" if found > SHOWN else ""
+        raise UserError(f"{title}: {found} problem(s)\n  " + "\n  ".join(faults[:SHOWN]) + more)
 
 
 UNWRITABLE = {

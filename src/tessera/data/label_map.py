@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tessera.files import UserError, read_json
+from tessera.files import UserError, raise_all, read_json
 from tessera.structures import Category, ClassCatalog
 
 
@@ -52,11 +52,7 @@ def parse_label_map(value: Any, path: Path, contiguous: bool = True, num_classes
             if entry[key] in first:
                 faults.append(f"entry {number}: {key} {entry[key]!r} is that of entry {first[entry[key]]} already")
             first.setdefault(entry[key], number)
-    if len(faults) == 1:
-        raise UserError(f"{path}: {faults[0]}")
-    if faults:
-        shown = "\n  ".join(faults[:50])
-        raise UserError(f"{path}: {len(faults)} fault(s) in the label map\n  {shown}")
+    raise_all(str(path), faults)
     colors = _palette([entry["color"] for entry in entries])
     categories = [
         Category(entry["id"], entry["name"], color, entry["isthing"])

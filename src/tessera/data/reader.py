@@ -15,13 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tessera.files import UserError
+from tessera.files import raise_all
 from tessera.ops.image_size import read_image_size
 from tessera.ops.images import read_image
 from tessera.ops.masks import masks_to_boxes
 from tessera.structures import IGNORE, Sample, Target
-
-_SHOWN = 50
 
 
 @dataclass
@@ -32,14 +30,8 @@ class Findings:
     warnings: Counter[str] = field(default_factory=Counter)
 
     def raise_errors(self, title: str) -> None:
-        """Raises one UserError with all errors (the first 50 in full)."""
-        if not self.errors:
-            return
-        if len(self.errors) == 1:
-            raise UserError(f"{title}: {self.errors[0]}")
-        more = f"\n  ... and {len(self.errors) - _SHOWN} more" if len(self.errors) > _SHOWN else ""
-        lines = "\n  ".join(self.errors[:_SHOWN])
-        raise UserError(f"{title}: {len(self.errors)} problem(s)\n  {lines}{more}")
+        """Raises one UserError with all errors, if any."""
+        raise_all(title, self.errors)
 
 
 class SegmentationDataset(ABC):
