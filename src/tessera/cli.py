@@ -471,6 +471,9 @@ def main() -> None:
         _fail(error.format_message(), 2)
     except BrokenPipeError:
         os._exit(141)
+    except PermissionError as error:
+        found = error.filename or "a file"
+        _fail(f"{found}: this user may not read or write it; change its owner or mode and run the same again", 1)
     except OSError as error:
         if error.errno not in UNWRITABLE:
             raise
