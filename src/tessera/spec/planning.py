@@ -23,6 +23,7 @@ from tessera.spec.lineage import (
     data_digest,
     data_files,
     kitti_folders,
+    lineage_digest,
     own_files,
     recorded_by_dvc,
 )
@@ -35,13 +36,13 @@ RESULTS = "results"
 TRAIN_THREADS = 8
 """Cores of each training process: it and its loader workers."""
 
-COMPARE_VERSION = 2
+COMPARE_VERSION = 3
 """Raised when a change of src/tessera/reporting changes the tables."""
 
 FIGURES = ("curves", "accuracy_time", "classes", "pictures")
 """Each a PNG and a PDF below ``results/figures/<table>/``."""
 
-FIGURES_VERSION = 1
+FIGURES_VERSION = 2
 """Raised when a change of src/tessera/reporting changes the figures."""
 
 MAX_FIGURE_ROWS = 12
@@ -89,6 +90,44 @@ def figure_files(experiments: Iterable[str], columns: Sequence[tuple[str, str]])
     """Below the results, what figures are drawn from; ``columns`` as ``table_columns`` gives them."""
     files = [*(evaluation_file(*column) for column in columns), "metrics.csv", "train.json", "inference/index.json"]
     return [f"{experiment}/{file}" for experiment in dict.fromkeys(experiments) for file in files]
+
+
+def table_rows(grid: Grid, table: str) -> list[tuple[str, str, str, str]]:
+    """(experiment, runtime, precision, evaluation file) of every evaluation that a table asks for, in its order."""
+    return [
+        (experiment, runtime, precision, evaluation_file(runtime, precision))
+        for experiment in grid.table_experiments(table)
+        for runtime, precision in table_columns(grid.tables[table])
+    ]
+
+
+Digest = Callable[..., str]
+"""Of a lineage, by experiment, verb, runtime and precision, as ``Plan.digest``."""
+
+
+def digests_of(grid: Grid) -> Digest:
+    return functools.cache(lambda experiment, *stage: lineage_digest(grid.resolve(experiment).spec, *stage))
+
+
+def table_lineage(grid: Grid, table: str, digest: Digest) -> dict[str, Any]:
+    """The table's definition and the lineage of every number in it."""
+    definition = grid.tables[table].model_dump(mode="json")
+    return {"table": definition, "version": COMPARE_VERSION, "evaluations": _evaluations(grid, table, digest)}
+
+
+def figures_lineage(grid: Grid, table: str, digest: Digest) -> dict[str, Any]:
+    """What figures read of the table's definition, and the lineage of everything in them."""
+    return {
+        "metrics": grid.tables[table].metrics,
+        "version": FIGURES_VERSION,
+        "evaluations": _evaluations(grid, table, digest),
+        "pictures": {experiment: digest(experiment, "infer") for experiment in grid.table_experiments(table)},
+    }
+
+
+def _evaluations(grid: Grid, table: str, digest: Digest) -> dict[str, str]:
+    rows = table_rows(grid, table)
+    return {f"{name}/{file}": digest(name, "evaluate", runtime, precision) for name, runtime, precision, file in rows}
 
 
 class Plan:
@@ -208,7 +247,8 @@ class Plan:
     def _checked(self, name: str) -> str:
         """What training reads of a dataset's files. Never more: a check that runs again makes Snakemake train again, and so it may run
         only where the training's own lineage changed too. (An input marked ``ancient`` is no way out: while its producer is planned,
-        Snakemake 9.27 does not look at the params of the consumer.)
+        Snakemake 9.27 does not look at the params of the consumer.) Where convert makes the files, an edited test label does run all of
+        it again, because the shards of all splits are made together; the training then finds itself finished.
         """
         dataset = self.grid.dataset(name)
         made = {"generator", "fetch", "convert"}
@@ -277,29 +317,14 @@ class Plan:
         ]
 
     def table_lineage(self, table: str) -> str:
-        """The table's definition and the lineage of every number in it."""
-        rows = {
-            f"{experiment}/{file}": self.digest(experiment, "evaluate", runtime, precision)
-            for experiment, runtime, precision, file in self._rows(table)
-        }
-        definition = self.grid.tables[table].model_dump(mode="json")
-        return canonical_json({"table": definition, "version": COMPARE_VERSION, "evaluations": rows})
+        return canonical_json(table_lineage(self.grid, table, self.digest))
 
     def figure_sources(self, table: str) -> list[str]:
         experiments = self.grid.table_experiments(table)
         return [f"{RESULTS}/{file}" for file in figure_files(experiments, table_columns(self.grid.tables[table]))]
 
     def figures_lineage(self, table: str) -> str:
-        """What figures read of the table's definition, and the lineage of everything in them."""
-        evaluations = {
-            f"{experiment}/{file}": self.digest(experiment, "evaluate", runtime, precision)
-            for experiment, runtime, precision, file in self._rows(table)
-        }
-        pictures = {experiment: self.digest(experiment, "infer") for experiment, _, _, _ in self._rows(table)}
-        metrics = self.grid.tables[table].metrics
-        return canonical_json(
-            {"metrics": metrics, "version": FIGURES_VERSION, "evaluations": evaluations, "pictures": pictures}
-        )
+        return canonical_json(figures_lineage(self.grid, table, self.digest))
 
     def _fits_figures(self, table: str) -> bool:
         parts = (self.grid.parts[experiment] for experiment in self._experiments(table))
@@ -309,11 +334,7 @@ class Plan:
         )
 
     def _rows(self, table: str) -> list[tuple[str, str, str, str]]:
-        return [
-            (experiment, runtime, precision, evaluation_file(runtime, precision))
-            for experiment in self.grid.table_experiments(table)
-            for runtime, precision in table_columns(self.grid.tables[table])
-        ]
+        return table_rows(self.grid, table)
 
 
 def engine_notice(rules: Iterable[str], availability: Callable[[], str | None]) -> str | None:
