@@ -34,13 +34,6 @@ def lineage(verb, runtime="torch"):
     return lineage_of
 
 
-def digest(verb, runtime="torch"):
-    def digest_of(wildcards):
-        return PLAN.digest(wildcards.experiment, verb, runtime, precision_of(wildcards))
-
-    return digest_of
-
-
 def checked_data(wildcards):
     return f"data/checks/{PLAN.dataset_of(wildcards.experiment)}.json"
 
@@ -98,8 +91,11 @@ def metrics_lineage(wildcards):
 
 
 # Snakemake tracks no param whose function also asks for the output: where data and resume state lie changes no result.
-def data_root(wildcards, output):
-    return PLAN.root_of(PLAN.dataset_of(wildcards.experiment))
+def options(verb, runtime="torch"):
+    def options_of(wildcards, output):
+        return PLAN.options(wildcards.experiment, verb, runtime, precision_of(wildcards))
+
+    return options_of
 
 
 def dataset_root(wildcards, output):

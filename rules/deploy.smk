@@ -11,11 +11,9 @@ rule export:
     threads: 2
     params:
         lineage=lineage("export"),
-        digest=digest("export"),
-        data_root=data_root,
+        options=options("export"),
     shell:
-        "tessera export {wildcards.experiment} --data-root {params.data_root:q}"
-        " --expect {params.digest} --log {log}"
+        "tessera export {wildcards.experiment} {params.options} --log {log}"
 
 
 rule precision:
@@ -33,12 +31,10 @@ rule precision:
     threads: 2
     params:
         lineage=lineage("precision"),
-        digest=digest("precision"),
         precision=precision_of,
-        data_root=data_root,
+        options=options("precision"),
     shell:
-        "tessera precision {wildcards.experiment} --precision {params.precision} --data-root {params.data_root:q}"
-        " --expect {params.digest} --log {log}"
+        "tessera precision {wildcards.experiment} --precision {params.precision} {params.options} --log {log}"
 
 
 rule engine:
@@ -56,12 +52,10 @@ rule engine:
         gpu=1,
     params:
         lineage=lineage("engine"),
-        digest=digest("engine"),
         precision=precision_of,
-        data_root=data_root,
+        options=options("engine"),
     shell:
-        "tessera engine {wildcards.experiment} --precision {params.precision} --data-root {params.data_root:q}"
-        " --expect {params.digest} --log {log}"
+        "tessera engine {wildcards.experiment} --precision {params.precision} {params.options} --log {log}"
 
 
 rule parity_onnx:
@@ -77,12 +71,10 @@ rule parity_onnx:
     threads: 4
     params:
         lineage=lineage("parity", "onnx"),
-        digest=digest("parity", "onnx"),
         precision=precision_of,
-        data_root=data_root,
+        options=options("parity", "onnx"),
     shell:
-        "tessera parity {wildcards.experiment} --runtime onnx --precision {params.precision} --data-root {params.data_root:q}"
-        " --expect {params.digest} --log {log}"
+        "tessera parity {wildcards.experiment} --runtime onnx --precision {params.precision} {params.options} --log {log}"
 
 
 rule parity_trt:
@@ -100,9 +92,7 @@ rule parity_trt:
         gpu=1,
     params:
         lineage=lineage("parity", "trt"),
-        digest=digest("parity", "trt"),
         precision=precision_of,
-        data_root=data_root,
+        options=options("parity", "trt"),
     shell:
-        "tessera parity {wildcards.experiment} --runtime trt --precision {params.precision} --data-root {params.data_root:q}"
-        " --expect {params.digest} --log {log}"
+        "tessera parity {wildcards.experiment} --runtime trt --precision {params.precision} {params.options} --log {log}"

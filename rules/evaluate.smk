@@ -14,11 +14,9 @@ rule evaluate:
         gpu=1,
     params:
         lineage=lineage("evaluate"),
-        digest=digest("evaluate"),
-        data_root=data_root,
+        options=options("evaluate"),
     shell:
-        "tessera evaluate {wildcards.experiment} --runtime torch --data-root {params.data_root:q}"
-        " --expect {params.digest} --log {log}"
+        "tessera evaluate {wildcards.experiment} --runtime torch {params.options} --log {log}"
 
 
 rule evaluate_onnx:
@@ -36,12 +34,10 @@ rule evaluate_onnx:
     threads: 4
     params:
         lineage=lineage("evaluate", "onnx"),
-        digest=digest("evaluate", "onnx"),
         precision=precision_of,
-        data_root=data_root,
+        options=options("evaluate", "onnx"),
     shell:
-        "tessera evaluate {wildcards.experiment} --runtime onnx --precision {params.precision} --data-root {params.data_root:q}"
-        " --expect {params.digest} --log {log}"
+        "tessera evaluate {wildcards.experiment} --runtime onnx --precision {params.precision} {params.options} --log {log}"
 
 
 rule evaluate_trt:
@@ -61,12 +57,10 @@ rule evaluate_trt:
         gpu=1,
     params:
         lineage=lineage("evaluate", "trt"),
-        digest=digest("evaluate", "trt"),
         precision=precision_of,
-        data_root=data_root,
+        options=options("evaluate", "trt"),
     shell:
-        "tessera evaluate {wildcards.experiment} --runtime trt --precision {params.precision} --data-root {params.data_root:q}"
-        " --expect {params.digest} --log {log}"
+        "tessera evaluate {wildcards.experiment} --runtime trt --precision {params.precision} {params.options} --log {log}"
 
 
 rule infer:
@@ -83,11 +77,9 @@ rule infer:
         gpu=1,
     params:
         lineage=lineage("infer"),
-        digest=digest("infer"),
-        data_root=data_root,
+        options=options("infer"),
     shell:
-        "tessera infer {wildcards.experiment} --runtime torch --data-root {params.data_root:q}"
-        " --expect {params.digest} --log {log}"
+        "tessera infer {wildcards.experiment} --runtime torch {params.options} --log {log}"
 
 
 rule infer_onnx:
@@ -103,12 +95,10 @@ rule infer_onnx:
     threads: 4
     params:
         lineage=lineage("infer", "onnx"),
-        digest=digest("infer", "onnx"),
         precision=precision_of,
-        data_root=data_root,
+        options=options("infer", "onnx"),
     shell:
-        "tessera infer {wildcards.experiment} --runtime onnx --precision {params.precision} --data-root {params.data_root:q}"
-        " --expect {params.digest} --log {log}"
+        "tessera infer {wildcards.experiment} --runtime onnx --precision {params.precision} {params.options} --log {log}"
 
 
 rule infer_trt:
@@ -126,9 +116,7 @@ rule infer_trt:
         gpu=1,
     params:
         lineage=lineage("infer", "trt"),
-        digest=digest("infer", "trt"),
         precision=precision_of,
-        data_root=data_root,
+        options=options("infer", "trt"),
     shell:
-        "tessera infer {wildcards.experiment} --runtime trt --precision {params.precision} --data-root {params.data_root:q}"
-        " --expect {params.digest} --log {log}"
+        "tessera infer {wildcards.experiment} --runtime trt --precision {params.precision} {params.options} --log {log}"

@@ -19,10 +19,8 @@ rule train:
         tasks_per_gpu=0,
     params:
         lineage=lineage("train"),
-        digest=digest("train"),
-        data_root=data_root,
+        options=options("train"),
         checkpoints=checkpoints,
         launcher=launcher,
     shell:
-        "{params.launcher}tessera train {wildcards.experiment} --checkpoints {params.checkpoints:q} --data-root {params.data_root:q}"
-        " --expect {params.digest} --log {log}"
+        "{params.launcher}tessera train {wildcards.experiment} --checkpoints {params.checkpoints:q} {params.options} --log {log}"
