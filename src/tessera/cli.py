@@ -221,8 +221,8 @@ def parity(
     resolved = _open(experiment, overrides, data_root, expect, log, "parity", runtime, precision)
     spec = resolved.spec
     inputs = _model_digests(experiment, _folder(experiment), ("torch", "fp32"), (runtime, precision))
-    reference = _predictor(resolved, "torch", "fp32", ViewsSpec())
-    candidate = _predictor(resolved, runtime, precision, ViewsSpec())
+    reference = _predictor(resolved, "torch", "fp32", _device(runtime), ViewsSpec())
+    candidate = _predictor(resolved, runtime, precision, _device(runtime), ViewsSpec())
     loader = eval_loader(
         spec,
         reference.header.catalog,
@@ -253,7 +253,7 @@ def evaluate(
     spec = resolved.spec
     folder = _folder(experiment)
     inputs = _model_digests(experiment, folder, (runtime, precision))
-    predictor = _predictor(resolved, runtime, precision)
+    predictor = _predictor(resolved, runtime, precision, _device(runtime))
     catalog = predictor.header.catalog
     loader = eval_loader(
         spec, catalog, spec.evaluate.split, fixed_size=predictor.input_size, max_batch=predictor.max_batch
@@ -293,7 +293,7 @@ def infer(
     spec = resolved.spec
     folder = _folder(experiment) / runtime_file("inference", runtime, precision)
     inputs = _model_digests(experiment, folder, (runtime, precision))
-    predictor = _predictor(resolved, runtime, precision)
+    predictor = _predictor(resolved, runtime, precision, _device(runtime))
     images: list[ImageSource] = []
     if spec.inference.images is None:
         from tessera.data.datasets import open_dataset
@@ -543,7 +543,9 @@ def _model_digests(experiment: str, folder: Path, *models: tuple[str, str]) -> d
     return digests(folder, (path for path in paths if path.is_file()))
 
 
-def _predictor(resolved: Resolved, runtime: str, precision: str, testing: ViewsSpec | None = None) -> Predictor:
+def _predictor(
+    resolved: Resolved, runtime: str, precision: str, device: str, testing: ViewsSpec | None = None
+) -> Predictor:
     """The stage's parent model, found by name and refused when it was made from another spec. ``testing`` replaces the spec's."""
     from tessera.inference import load_predictor
 
@@ -551,9 +553,14 @@ def _predictor(resolved: Resolved, runtime: str, precision: str, testing: ViewsS
     stage = {"torch": "train", "onnx": "export" if precision == "fp32" else "precision", "trt": "engine"}[runtime]
     if not path.exists():
         raise UserError(f"{path}: no such file; make it with `snakemake --cores 2 {path}`")
-    predictor = load_predictor(path, resolved.spec.postprocess, testing=testing or resolved.spec.testing)
+    predictor = load_predictor(path, resolved.spec.postprocess, device, testing or resolved.spec.testing)
     predictor.header.require(path, stage, lineage(resolved.spec, stage, precision=precision))
     return predictor
+
+
+def _device(runtime: str) -> str:
+    """The rules of ONNX Runtime take no GPU, so another stage may be computing on it."""
+    return "cpu" if runtime == "onnx" else "auto"
 
 
 def _found_lineage(experiment: str, stage: str, runtime: str, precision: str) -> dict[str, object]:
