@@ -139,6 +139,12 @@ def test_an_untouched_tree_holds(root: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("key", ["inputs", "outputs", "seal"])
+def test_a_seal_replaces_nothing_of_the_document(key: str) -> None:
+    with pytest.raises(ValueError, match=f"the document has {key} of its own"):
+        sealed({"experiment": NAME, key: {"pred_masks": 0.1}})
+
+
 FOLDER = f"results/{NAME}"
 CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "a number": (

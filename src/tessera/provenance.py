@@ -115,6 +115,8 @@ def sealed(
     """The document that a stage leaves, such as eval.json, with what makes a swapped or edited file known: the ``digests`` of the files
     that it was made from (``inputs``) and of those that were written with it (``outputs``), and a ``seal`` over all of it.
     """
+    if taken := document.keys() & {"inputs", "outputs", "seal"}:
+        raise ValueError(f"the document has {', '.join(sorted(taken))} of its own, which the seal would replace")
     whole = {**document, "inputs": dict(inputs or {}), "outputs": dict(outputs or {})}
     return {**whole, "seal": _seal(whole)}
 

@@ -67,7 +67,7 @@ def test_equal_outputs_pass_alone_and_in_batches() -> None:
     assert report["batch_sizes"] == [1, 2, 3]
     assert report["lineage"] == lineage(spec, "parity", "onnx", "fp32")
     assert json.loads(json.dumps(report, allow_nan=False)) == report
-    for output in report["outputs"].values():
+    for output in report["differences"].values():
         assert output["max_abs"] == output["mean_abs"] == output["share_of_std"] == 0
         assert output["cosine"] == pytest.approx(1)
         assert output["agreement"] == 1
@@ -90,7 +90,7 @@ def test_numbers_equal_their_definitions() -> None:
         return kept[-1]
 
     images = loader([(2, 32, 32)])
-    report = check_parity(Fake(spec), Fake(spec, noisy, max_batch=1), images, spec)["outputs"]
+    report = check_parity(Fake(spec), Fake(spec, noisy, max_batch=1), images, spec)["differences"]
     expected = Fake(spec).outputs({"images": images[0].images})
     for name, wanted in expected.items():
         found = torch.cat([k[name] for k in kept])
@@ -186,4 +186,4 @@ def test_onnx_runtime_passes_with_a_real_export(spec: Spec, model_path: Path, on
         spec,
     )
     assert report["batch_sizes"] == [1, 3]
-    assert all(output["share_of_std"] < 1e-4 for output in report["outputs"].values())
+    assert all(output["share_of_std"] < 1e-4 for output in report["differences"].values())

@@ -74,7 +74,7 @@ def check_parity(reference: Predictor, candidate: Predictor, loader: Iterable[Ba
         "images": len(images),
         "batch_sizes": sorted(batch_sizes),
         "tolerance": tolerance,
-        "outputs": comparison.to_json(),
+        "differences": comparison.to_json(),
         "lineage": lineage(spec, "parity", candidate.runtime, candidate.precision),
         "facts": provenance.collect(),
     }

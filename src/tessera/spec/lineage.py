@@ -40,7 +40,7 @@ STAGES: dict[str, Stage] = {
     "export": Stage(("export",), 1, ("deploy/export.py", "deploy/graph.py")),
     "precision": Stage(("precision",), 2, ("deploy/precision.py", "deploy/graph.py")),
     "engine": Stage(("engine",), 1, ("deploy/engine.py", "deploy/graph.py")),
-    "parity": Stage(("parity", "evaluate"), 2, ("deploy/parity.py", "inference"), reads_split=True),
+    "parity": Stage(("parity", "evaluate"), 3, ("deploy/parity.py", "inference"), reads_split=True),
     "evaluate": Stage(("postprocess", "evaluate", "testing"), 1, ("evaluation", "inference"), reads_split=True),
     "infer": Stage(
         ("postprocess", "evaluate", "testing", "inference"),
