@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import traceback
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
 
@@ -585,10 +586,27 @@ def _found_lineage(experiment: str, stage: str, runtime: str, precision: str) ->
     return found
 
 
+class _Log:
+    """What its disk refuses ends the log and not the stage, which says so once."""
+
+    def __init__(self, path: Path, stderr: TextIO) -> None:
+        self.path, self.stderr = path, stderr
+        self.file: FileIO | None = path.open("wb", buffering=0)  # nothing is left to be written when it is closed
+
+    def write(self, text: str) -> None:
+        if self.file is None:
+            return
+        try:
+            self.file.write(text.encode(errors="backslashreplace"))
+        except OSError as error:
+            self.file = None
+            print(f"warning: {self.path}: cannot be written ({error.strerror}); the log ends here", file=self.stderr)
+
+
 class _Tee:
     """Writes to a stream and to a log; claims to be no terminal, so that progress comes as plain lines in both."""
 
-    def __init__(self, stream: TextIO, log: TextIO) -> None:
+    def __init__(self, stream: TextIO, log: _Log) -> None:
         self.stream, self.log = stream, log
 
     def write(self, text: str) -> int:
@@ -599,7 +617,6 @@ class _Tee:
             return len(text)
 
     def flush(self) -> None:
-        self.log.flush()
         try:
             self.stream.flush()
         except BrokenPipeError:
@@ -621,7 +638,7 @@ def _start_log(log: Path | None) -> None:
     if log is None or int(os.environ.get("SLURM_PROCID", "0")):
         return
     log.parent.mkdir(parents=True, exist_ok=True)
-    stream = log.open("w", encoding="utf-8", buffering=1)
+    stream = _Log(log, sys.stderr)
     stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(['tessera', *sys.argv[1:]])}\n")
     sys.stdout = _Tee(sys.stdout, stream)
     sys.stderr = _Tee(sys.stderr, stream)
