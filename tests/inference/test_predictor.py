@@ -9,8 +9,10 @@ from tessera.evaluation.evaluate import evaluate
 from tessera.files import UserError
 from tessera.inference import load_predictor
 from tessera.inference.sources import open_source
+from tessera.inference.testing import with_views
 from tessera.inference.torch_runtime import TorchPredictor
 from tessera.ops.images import make_batch, read_image
+from tessera.spec.schema import ViewsSpec
 from tests.evaluation.scenes import make_target
 from tests.inference.tiny import CATALOG, assert_same, make_model, make_picture, save_picture
 
@@ -92,6 +94,28 @@ def test_a_batch_larger_than_the_runtime_takes_is_split():
     batch = make_batch(images, range(5), [str(n) for n in range(5)], header.spec.dataset.augmentation, (0.5, 0.5, 0.5))
     for found, wanted in zip(limited(batch), free(batch), strict=True):
         assert_same(found, wanted, exact=False)
+
+
+@pytest.mark.parametrize("views", [ViewsSpec(), ViewsSpec(flip=True)])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_outputs_that_are_not_finite_are_refused_by_name(value, views):
+    """Finite on the images of parity says nothing of the next one."""
+
+    class Overflowing(TorchPredictor):
+        def outputs(self, inputs):
+            found = super().outputs(inputs)
+            for image, masks in zip(inputs["images"], found["pred_masks"], strict=True):
+                if image.max() == 1:
+                    masks[0, 0, 0] = value
+            return found
+
+    dark, bright = np.full((64, 64, 3), 40, np.uint8), np.full((64, 64, 3), 255, np.uint8)
+    predictor = with_views(Overflowing(*make_model("semantic")), views)
+    predictor.predict([dark, dark], 2)
+    with pytest.raises(
+        UserError, match=r"^image_000002\.png: torch fp32 gives values of pred_masks that are not finite"
+    ):
+        predictor.predict([dark, bright], 2)
 
 
 def test_exif_orientation_decides_the_size(predictor, tmp_path):

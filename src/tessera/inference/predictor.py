@@ -17,7 +17,7 @@ from tessera.models.base import Postprocess
 from tessera.ops.images import input_size, make_batch, padded_size
 from tessera.provenance import Header
 from tessera.spec.networks import Mode
-from tessera.structures import Batch, Instances, Panoptic, Predictions, merge_parts
+from tessera.structures import Batch, ImageMeta, Instances, Panoptic, Predictions, merge_parts
 
 INPUT = "images"
 """What every network takes: (B, 3, H, W) float32 RGB in [0, 1]."""
@@ -70,6 +70,17 @@ class Predictor(ABC):
             inputs["task"] = task_input(self.header.spec.model, task).expand(len(images), -1)
         return self.outputs({name: inputs[name] for name in self.input_names})
 
+    def _require_finite(self, outputs: dict[str, Tensor], metas: Sequence[ImageMeta]) -> None:
+        """Raises UserError naming an image whose outputs (B, ...) are not: of NaN, thresholds and argmax would make answers, only worse."""
+        for name, values in outputs.items():
+            finite = torch.isfinite(values).flatten(1).all(1).tolist()
+            if not all(finite):
+                raise UserError(
+                    f"{metas[finite.index(False)].file_name}: {self.runtime} {self.precision} gives values of {name} that are not finite; "
+                    "use fp32, or in fp16 add the operator types that overflow to precision.fp16_keep; if PyTorch's are not finite "
+                    "either, the weights are broken"
+                )
+
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> list[Predictions]:
         """One answer per image, on the CPU. Splits a batch that is larger than the runtime takes."""
@@ -87,6 +98,7 @@ class Predictor(ABC):
             answers = []
             for task in self.tasks:
                 outputs = self.ask(batch.images[part], batch.padding[part], task)
+                self._require_finite(outputs, metas)
                 answers.append([_to_cpu(answer) for answer in self.postprocess(outputs, metas, size, task)])
             found += [merge_parts(parts) for parts in zip(*answers, strict=True)]
         return found

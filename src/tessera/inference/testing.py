@@ -123,7 +123,9 @@ class ViewsPredictor(Predictor):
         """Scores (C, *original_size) of views padded to ``size``."""
         (task,) = self.tasks
         images, padding = pad_and_stack(views, size, self.header.spec.model.pixel_mean)
-        return self.scoring.scores(self.inner.ask(images, padding, task), metas, size, task)
+        outputs = self.inner.ask(images, padding, task)
+        self._require_finite(outputs, metas)
+        return self.scoring.scores(outputs, metas, size, task)
 
 
 def window_starts(side: int, crop: int, stride: int) -> list[int]:
