@@ -1,4 +1,5 @@
 import json
+import os
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def test_the_mode_decides_what_is_written_and_the_index_lists_all(images, tmp_pa
     folder = tmp_path / "inference"
     index, _ = run(mode, images, folder)
     assert {path.name for path in folder.iterdir()} == kinds
-    assert index["files"] == [*(name for name in on_disk(folder) if name != "index.json"), "index.json"]
+    assert on_disk(folder) == sorted([*index["outputs"], "index.json"])
     assert [entry["file_name"] for entry in index["images"]] == sorted(image.file_name for image in images)
     assert {entry["id"] for entry in index["images"]} == {40, 41, 42, 43, 44}
     assert index["mode"] == mode and index["runtime"] == "torch" and index["lineage"]["inference"]["opacity"] == 0.5
@@ -189,6 +190,11 @@ def test_names_that_leave_their_folder_are_refused(name):
         output_stems([name])
 
 
+def test_a_name_that_is_not_utf_8_is_refused():
+    with pytest.raises(UserError, match=r"'stra\\udcdfe\.png': is not UTF-8"):
+        output_stems([os.fsdecode(b"stra\xdfe.png")])
+
+
 def test_a_name_given_twice_is_refused():
     with pytest.raises(UserError, match=r"'a\.png' is given 2 times"):
         output_stems(["a.png", "b.png", "a.png"])
@@ -230,7 +236,7 @@ def test_detections_become_boxes_json_and_kitti_labels(tmp_path):
     ]
     folder = tmp_path / "inference"
     index = write_detections(folder, stream)
-    assert on_disk(folder) == sorted(index["files"])
+    assert on_disk(folder) == sorted([*index["outputs"], "index.json"])
     assert {path.name for path in folder.iterdir()} == {"overlays", "labels", "instances.json", "index.json"}
     results = json.loads((folder / "instances.json").read_text())
     assert [(r["image_id"], r["category_id"], r["score"]) for r in results] == [(2, 4, 0.75), (2, 1, 0.5), (2, 1, 0.25)]
@@ -273,6 +279,14 @@ def test_class_names_that_kitti_cannot_tell_apart_are_refused(tmp_path):
     twins = ClassCatalog((Category(1, "red cell", (1, 2, 3), True), Category(2, "red_cell", (3, 2, 1), True)))
     with pytest.raises(UserError, match="2 classes would be called 'red_cell'"):
         write_results([detected("1.png", [0.9], [0], [[1.0, 1, 5, 5]])], ["1.png"], tmp_path / "x", twins, "detection")
+
+
+@pytest.mark.parametrize("mode", ["semantic", "panoptic"])
+def test_ids_beyond_16_bits_are_refused_before_anything_is_predicted(tmp_path, mode):
+    far = ClassCatalog((Category(70000, "cell", (1, 2, 3), True),))
+    with pytest.raises(UserError, match=r"the class 'cell' has the id 70000.*up to 65535"):
+        write_results(iter(()), ["1.png"], tmp_path / "x", far, mode)
+    assert not (tmp_path / "x").exists()
 
 
 def test_no_detection_anywhere_is_an_error(tmp_path):

@@ -1,6 +1,6 @@
 """The infer stage: overlays to look at and files that other programs read.
 
-A folder holds ``index.json``, which lists every image and file, ``overlays/`` and, as far as the mode has them:
+A folder holds ``index.json``, which lists every image and (as ``outputs``) file, ``overlays/`` and, as far as the mode has them:
 
 - ``instances.json``: COCO results (``image_id``, ``category_id``, ``bbox``, ``score``, ``segmentation``), every instance kept
 - ``panoptic.json`` and ``panoptic/``: COCO panoptic, a segment's id = R + 256 G + 65536 B
@@ -108,6 +108,12 @@ def write_results(
     if not file_names:
         raise UserError(f"{folder}: no images were given, so there is nothing to write")
     stems = output_stems(file_names)
+    largest = max(catalog.categories, key=lambda category: category.id)
+    if mode in ("panoptic", "semantic") and largest.id > 65535:
+        raise UserError(
+            f"the class {largest.name!r} has the id {largest.id}, but semantic/*.png hold ids up to 65535; "
+            "give the classes smaller ids in the annotations and the label map, and train again"
+        )
     palette = recolored(catalog, spec.color_map)
     kitti = kitti_names(catalog) if mode == "detection" else ()
     with atomic_folder(folder) as temporary:
@@ -194,7 +200,7 @@ class _Writer:
             document = {"images": images, "annotations": self.panoptic, "categories": categories}
             write_json(self.folder / "panoptic.json", document)
         outputs = provenance.digests(self.folder, sorted(path for path in self.folder.rglob("*") if path.is_file()))
-        index = {**head, "images": self.images, "categories": categories, "files": [*sorted(outputs), "index.json"]}
+        index = {**head, "images": self.images, "categories": categories}
         write_json(self.folder / "index.json", provenance.sealed(index, inputs, outputs))
 
     def _draw(self, image: Tensor, prediction: Predictions, mode: Mode, stem: str) -> str:

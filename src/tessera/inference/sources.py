@@ -68,8 +68,12 @@ def number_files(paths: Sequence[Path], root: Path) -> list[ImageSource]:
 
 
 def safe_name(file_name: str) -> PurePosixPath:
-    """Raises UserError for a name that could leave the folder it is put into."""
+    """Raises UserError for a name that could leave the folder it is put into, and for one that JSON cannot hold."""
     path = PurePosixPath(file_name)
+    try:
+        file_name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"image name {file_name!r}: is not UTF-8; rename the file") from None
     if path.is_absolute() or ".." in path.parts or not path.name or "\\" in file_name:
         raise UserError(f"image name {file_name!r}: expected a relative name with forward slashes and without '..'")
     return path

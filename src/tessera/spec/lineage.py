@@ -44,7 +44,7 @@ STAGES: dict[str, Stage] = {
     "evaluate": Stage(("postprocess", "evaluate", "testing"), 1, ("evaluation", "inference"), reads_split=True),
     "infer": Stage(
         ("postprocess", "evaluate", "testing", "inference"),
-        1,
+        2,
         ("evaluation/draw.py", "evaluation/canvas.py", "inference"),
         reads_split=True,
     ),
