@@ -62,14 +62,15 @@ clean:
 .venv/bin/python: | $(filter .uv/bin/uv,$(UV))
 	$(UV) venv --quiet --python $(PYTHON) .venv
 
-# `install` rather than `sync`: what the tests need may stay when a run needs less.
+# `install` rather than `sync`: what the tests need may stay when a run needs less. Compiled once here, because every stage starts processes of its own,
+# which otherwise would compile all they import again wherever they may not write beside it.
 .venv/.run: envs/tessera.lock pyproject.toml | .venv/bin/python
-	$(UV) pip install --quiet --python $(BIN)/python --require-hashes --requirement envs/tessera.lock
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes --requirement envs/tessera.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $@
 
 .venv/.dev: envs/dev.lock .venv/.run
-	$(UV) pip install --quiet --python $(BIN)/python --require-hashes --requirement envs/dev.lock
+	$(UV) pip install --quiet --compile-bytecode --python $(BIN)/python --require-hashes --requirement envs/dev.lock
 	touch $@
 
 .uv/bin/uv:
