@@ -26,7 +26,7 @@ from tessera import provenance
 from tessera.files import UserError, canonical_json, write_json
 from tessera.reporting import panels
 from tessera.reporting.collect import Evaluation
-from tessera.reporting.compare import RUNTIME_NAMES, choose_metrics
+from tessera.reporting.compare import choose_metrics
 from tessera.reporting.runs import Row, collect_rows
 from tessera.reporting.style import (
     COLUMN_WIDTH,
@@ -37,6 +37,7 @@ from tessera.reporting.style import (
     look,
     save,
 )
+from tessera.reporting.table import RUNTIME_NAMES
 from tessera.spec.compose import Grid
 from tessera.spec.planning import FIGURES, FIGURES_VERSION, MAX_FIGURE_ROWS, figure_files, table_columns
 
@@ -82,8 +83,8 @@ def figures(grid: Grid, table: str, results: Path) -> None:
     folder = results / "figures" / table
     written = []
     with matplotlib.rc_context(SETTINGS):
-        for name in FIGURES:
-            figure = draw[name]()
+        drawn = {name: draw[name]() for name in FIGURES}  # all of them, before one is written
+        for name, figure in drawn.items():
             for suffix in ("png", "pdf"):
                 written.append(folder / f"{name}.{suffix}")
                 save(figure, written[-1], dpi=200 if name == "pictures" else 300)
@@ -135,7 +136,8 @@ def draw_curves(rows: Sequence[Row], metrics: Sequence[str]) -> Figure:
                 marker="o" if longest <= 20 else None,
                 markersize=2.2,
             )
-            ends[number] = (float(mean.index[-1]), float(mean.iloc[-1]))
+            named = mean if len(mean) else curves[0]  # seeds need not have an epoch in common
+            ends[number] = (float(named.index[-1]), float(named.iloc[-1]))
         lowest, highest = axes.dataLim.y0, axes.dataLim.y1
         if column == "train_loss" and lowest > 0 and highest > 20 * lowest:
             axes.set_yscale("log")

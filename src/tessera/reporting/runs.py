@@ -74,6 +74,8 @@ def read_curves(path: Path) -> pd.DataFrame:
         curves = curves.astype(float)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; make it with `snakemake --cores 2 {path}`") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected what the stage train writes") from None
     except (ValueError, pd.errors.ParserError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: is no table of numbers ({reason}); expected what the stage train writes") from None
