@@ -7,7 +7,7 @@ from PIL import Image
 
 from tessera.data.check import check_dataset
 from tessera.files import UserError
-from tessera.ops.masks import encode_rle
+from tessera.ops.rle import encode_masks
 from tessera.spec.schema import DatasetSpec, SplitSpec
 from tests.data.files import opened, write_coco, write_pairs
 from tests.data.test_panoptic import INFOS, scene, write_panoptic
@@ -60,7 +60,7 @@ def test_the_list_is_cut_after_fifty(tmp_path: Path) -> None:
 
 
 def test_dirt_is_a_warning_with_a_count(tmp_path: Path) -> None:
-    good = encode_rle(np.eye(10, 16, dtype=bool))
+    (good,) = encode_masks(np.eye(10, 16, dtype=bool)[None])
     dataset = write_coco(
         tmp_path,
         [

@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from tessera.data.coco import _expand, parse_segmentation
 from tessera.data.reader import Findings
 from tessera.files import UserError
-from tessera.ops.masks import encode_rle
+from tessera.ops.rle import encode_masks
 from tests.data.files import LABEL_MAP, opened, write_coco
 
 SQUARE = [[2, 2, 8, 2, 8, 6, 2, 6]]
@@ -27,7 +27,7 @@ def test_overlapping_objects_survive(tmp_path: Path) -> None:
     masks = [rectangle(0, 0, 10, 10), rectangle(5, 2, 9, 8), rectangle(0, 0, 16, 10)]
     dataset = write_coco(
         tmp_path,
-        [{"id": n, "category_id": 7, "segmentation": encode_rle(mask)} for n, mask in enumerate(masks, 1)],
+        [{"id": n, "category_id": 7, "segmentation": rle} for n, rle in enumerate(encode_masks(np.stack(masks)), 1)],
     )
     target = opened(dataset, tmp_path, "instance").read(0).target
     assert torch.equal(target.masks, torch.from_numpy(np.stack(masks)))
@@ -103,7 +103,7 @@ def test_degenerate_annotations_are_left_out(segmentation: object, warning: str)
         ({"size": [10, 16], "counts": [150]}, "cover 150 pixels"),
         ({"size": [10, 16], "counts": [-1, 161]}, "neither text nor"),
         ({"size": [10, 16], "counts": "\x01\x02"}, "damaged"),
-        ({"size": [10, 16], "counts": encode_rle(np.ones((10, 17), bool))["counts"]}, "cover 170 pixels"),
+        ({"size": [10, 16], "counts": encode_masks(np.ones((1, 10, 17), bool))[0]["counts"]}, "cover 170 pixels"),
         ({"size": [10, 16], "counts": "ooooooooooooooooooooo"}, "damaged"),
     ],
 )

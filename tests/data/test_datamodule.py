@@ -11,7 +11,7 @@ from tessera.data.catalog import load_catalog
 from tessera.data.datamodule import TrainBatches, eval_loader, group_batches, train_loader
 from tessera.data.demo import write_demo
 from tessera.files import UserError
-from tessera.ops.masks import encode_rle
+from tessera.ops.rle import encode_masks
 from tessera.spec.networks import Mask2FormerSpec
 from tessera.spec.schema import AugmentationSpec, DatasetSpec, DemoSpec, Spec, SplitSpec, TrainSpec
 from tessera.structures import Batch
@@ -177,8 +177,8 @@ def test_images_of_different_sizes(tmp_path: Path) -> None:
     crowd = np.zeros((40, 60), bool)
     crowd[30:, :] = True
     annotations = [
-        {"id": 1, "category_id": 7, "segmentation": encode_rle(mask)},
-        {"id": 2, "category_id": 7, "segmentation": encode_rle(crowd), "iscrowd": 1},
+        {"id": 1, "category_id": 7, "segmentation": encode_masks(mask[None])[0]},
+        {"id": 2, "category_id": 7, "segmentation": encode_masks(crowd[None])[0], "iscrowd": 1},
     ]
     dataset = write_coco(tmp_path, annotations, sizes)
     dataset = dataset.model_copy(

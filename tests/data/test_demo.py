@@ -8,7 +8,7 @@ from PIL import Image
 from tessera.data.check import check_dataset
 from tessera.data.demo import CATALOG, generate_scene, write_demo
 from tessera.files import digest_file
-from tessera.ops.masks import decode_rle
+from tessera.ops.rle import decode_masks
 from tessera.spec.schema import DatasetSpec, DemoSpec, SplitSpec
 
 SPEC = DemoSpec(train_images=6, val_images=2, test_images=3, height=64, width=96)
@@ -73,7 +73,7 @@ def test_the_formats_agree(root: Path) -> None:
         things = [item for item in annotation["segments_info"] if item["category_id"] <= 4]
         assert len(objects) == len(things) >= 1
         for item, segment in zip(objects, things, strict=True):
-            mask = decode_rle(item["segmentation"])
+            (mask,) = decode_masks([item["segmentation"]], ids.shape)
             assert np.array_equal(mask, ids == segment["id"])
             assert (semantic[mask] == item["category_id"]).all()
             assert item["area"] == segment["area"] == mask.sum()

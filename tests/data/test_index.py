@@ -25,7 +25,8 @@ from tessera.data.joined import JoinedDataset
 from tessera.data.json_stream import members
 from tessera.data.reader import Findings, box_target, is_number
 from tessera.files import UserError, read_json
-from tessera.ops.masks import encode_rle, masks_to_boxes
+from tessera.ops.masks import masks_to_boxes
+from tessera.ops.rle import encode_masks
 from tessera.spec.schema import DatasetSpec, SplitSpec
 from tessera.structures import Target
 from tests.data.files import LABEL_MAP, opened, photo, save, write, write_coco
@@ -54,8 +55,9 @@ def segmentation(dice: random.Random) -> Any:
     mask[dice.randint(0, 4) : 6, 3 : dice.randint(4, 16)] = True
     x, y = dice.randint(0, 8), dice.uniform(0, 4)
     polygon = [x, y, x + 6, y, x + 6.25, y + 5, x, y + 5]
+    (rle,) = encode_masks(mask[None])
     return dice.choice(
-        [[polygon], [polygon, [0, 0, 3, 0, 3, 3]], encode_rle(mask), [], None, {"size": [10, 16], "counts": [150, 10]}]
+        [[polygon], [polygon, [0, 0, 3, 0, 3, 3]], rle, [], None, {"size": [10, 16], "counts": [150, 10]}]
     )
 
 

@@ -3,15 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tessera.ops.masks import (
-    decode_counts,
-    decode_rle,
-    encode_rle,
-    mask_to_box,
-    masks_to_boxes,
-    nearest_index,
-    resize_nearest,
-)
+from tessera.ops.masks import mask_to_box, masks_to_boxes, nearest_index, resize_nearest
+from tessera.ops.rle import decode_counts, decode_masks, encode_masks
 
 
 def random_masks(seed: int, count: int, height: int, width: int) -> torch.Tensor:
@@ -42,8 +35,9 @@ def test_boxes_are_tight_with_the_far_edge_exclusive() -> None:
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 1000), st.integers(1, 40), st.integers(1, 40))
 def test_run_lengths_come_back(seed: int, height: int, width: int) -> None:
-    mask = random_masks(seed, 1, height, width)[0].numpy()
-    assert np.array_equal(decode_rle(encode_rle(mask)), mask)
+    masks = random_masks(seed, 2, height, width).numpy()
+    assert np.array_equal(decode_masks(encode_masks(masks), (height, width)), masks)
+    mask = masks[0]
     column_major = mask.T.ravel()
     edges = np.flatnonzero(np.diff(np.concatenate([[False], column_major, [not column_major[-1]]]).astype(int)))
     counts = np.diff(np.concatenate([[0], edges]))

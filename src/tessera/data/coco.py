@@ -19,7 +19,8 @@ from tessera.data.reader import (
     is_number,
     report_box,
 )
-from tessera.ops.masks import decode_rle, masks_to_boxes
+from tessera.ops.masks import masks_to_boxes
+from tessera.ops.rle import decode_counts
 from tessera.spec.networks import Mode
 from tessera.structures import ClassCatalog, Target
 
@@ -152,7 +153,7 @@ def _run_lengths(
             f"{where}: run lengths cover {sum(lengths)} pixels, the image has {size[0] * size[1]}; is the file cut off?"
         )
         return None
-    return decode_rle({"size": list(size), "counts": lengths})
+    return decode_counts(lengths, *size)
 
 
 def _expand(text: str) -> list[int] | None:

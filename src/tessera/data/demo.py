@@ -19,7 +19,8 @@ from PIL import Image
 from rich.progress import Progress
 
 from tessera.files import atomic_folder, digest_file, write_json, write_text
-from tessera.ops.masks import encode_rle, mask_to_box
+from tessera.ops.masks import mask_to_box
+from tessera.ops.rle import encode_masks
 from tessera.spec.schema import DemoSpec
 from tessera.structures import Category, ClassCatalog
 
@@ -178,7 +179,7 @@ class _SplitWriter:
                     **segment,
                     "id": len(self.instances) + 1,
                     "image_id": image_id,
-                    "segmentation": encode_rle(thing.visible),
+                    "segmentation": encode_masks(thing.visible[None])[0],
                 }
             )
             labels.append(_kitti_row(thing, segment["bbox"]))

@@ -1,14 +1,10 @@
-"""Masks: to boxes, to COCO's run lengths and back, nearest-neighbour resizing. Far edges are exclusive."""
+"""Masks: to boxes, nearest-neighbour resizing. Far edges are exclusive."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 
@@ -50,25 +46,3 @@ def resize_nearest(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def nearest_index(source: int, target: int) -> Tensor:
     """(target,) int64: the source row or column whose centre is nearest to each target centre, in exact integer arithmetic."""
     return (2 * torch.arange(target) + 1) * source // (2 * target)
-
-
-def encode_rle(mask: npt.NDArray[np.bool_]) -> dict[str, Any]:
-    """(H, W) to COCO's compressed run lengths, ``counts`` as text so that it fits into JSON."""
-    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
-
-
-def decode_rle(rle: dict[str, Any]) -> npt.NDArray[np.bool_]:
-    """Compressed (text) or plain (list) run lengths to (H, W). Trusts its input: a border checks ``size`` and ``counts`` first."""
-    height, width = rle["size"]
-    counts = rle["counts"]
-    if isinstance(counts, list):
-        return decode_counts(counts, height, width)
-    decoded: npt.NDArray[np.bool_] = coco_mask.decode({"size": [height, width], "counts": counts}).astype(bool)
-    return decoded
-
-
-def decode_counts(counts: Sequence[int], height: int, width: int) -> npt.NDArray[np.bool_]:
-    """Run lengths down the columns, starting with zeros, to (H, W). They must add up to H x W."""
-    values = np.arange(len(counts)) % 2 == 1
-    return np.repeat(values, np.asarray(counts, dtype=np.int64)).reshape(width, height).T

@@ -1,4 +1,4 @@
-"""COCO's compressed run-length encoding: masks as short strings that every COCO tool reads."""
+"""COCO's run lengths: masks as short strings, or as lists of numbers, that every COCO tool reads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
+import numpy.typing as npt
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -33,3 +34,9 @@ def decode_masks(rles: Sequence[Rle], size: tuple[int, int]) -> np.ndarray:
     if not rles:
         return np.zeros((0, *size), bool)
     return np.ascontiguousarray(coco_mask.decode(list(rles)).transpose(2, 0, 1)).astype(bool)
+
+
+def decode_counts(counts: Sequence[int], height: int, width: int) -> npt.NDArray[np.bool_]:
+    """Run lengths down the columns, starting with zeros, to (H, W). They must add up to H x W."""
+    values = np.arange(len(counts)) % 2 == 1
+    return np.repeat(values, np.asarray(counts, dtype=np.int64)).reshape(width, height).T
