@@ -16,7 +16,7 @@ from tessera import gpus
 from tessera.files import UNWRITABLE, UserError, read_json, write_json, write_text
 from tessera.provenance import digests, sealed
 from tessera.spec.lineage import RUNTIMES, STAGES, lineage, lineage_digest
-from tessera.spec.planning import runtime_file, statistics_file
+from tessera.spec.planning import RUN_STAGES, record_file, statistics_file
 
 if TYPE_CHECKING:
     from tessera.inference.predictor import Predictor
@@ -162,7 +162,7 @@ def export(
     folder, source, made = _folder(experiment), _model(experiment), _model(experiment, "onnx")
     inputs = _model_digests(experiment, folder, ("torch", "fp32"))
     report = export(source, made, resolved.spec, experiment)
-    write_json(folder / "export.json", sealed(report, inputs, digests(folder, [made])))
+    write_json(folder / record_file("export"), sealed(report, inputs, digests(folder, [made])))
 
 
 @app.command()
@@ -183,7 +183,7 @@ def precision(
     source, made = folder / "model.onnx", folder / f"model.{precision}.onnx"
     inputs = _model_digests(experiment, folder, ("onnx", "fp32"))
     report = to_fp16(source, made, resolved.spec, experiment)
-    write_json(folder / f"precision.{precision}.json", sealed(report, inputs, digests(folder, [made])))
+    write_json(folder / record_file("precision", precision=precision), sealed(report, inputs, digests(folder, [made])))
 
 
 @app.command()
@@ -233,7 +233,7 @@ def parity(
         max_batch=candidate.max_batch,
     )
     report = check_parity(reference, candidate, loader, spec)
-    write_json(_folder(experiment) / runtime_file("parity.json", runtime, precision), sealed(report, inputs))
+    write_json(_folder(experiment) / record_file("parity", runtime, precision), sealed(report, inputs))
 
 
 @app.command()
@@ -260,7 +260,7 @@ def evaluate(
         spec, catalog, spec.evaluate.split, fixed_size=predictor.input_size, max_batch=predictor.max_batch
     )
     evaluation = evaluate(predictor, loader, catalog, predictor.mode, classes=spec.evaluate.classes)
-    out = folder / runtime_file("eval.json", runtime, precision)
+    out = folder / record_file("evaluate", runtime, precision)
     predictions, statistics = out.with_suffix(".predictions.json.gz"), statistics_file(out)
     evaluation.write_predictions(predictions)
     evaluation.write_statistics(statistics)
@@ -292,7 +292,7 @@ def infer(
 
     resolved = _open(experiment, overrides, data_root, expect, log, "infer", runtime, precision)
     spec = resolved.spec
-    folder = _folder(experiment) / runtime_file("inference", runtime, precision)
+    folder = (_folder(experiment) / record_file("infer", runtime, precision)).parent
     inputs = _model_digests(experiment, folder, (runtime, precision))
     predictor = _predictor(resolved, runtime, precision, _device(runtime))
     images: list[ImageSource] = []
@@ -506,7 +506,7 @@ def _open(
     if runtime not in RUNTIMES:
         raise UserError(f"--runtime {runtime}: expected one of {', '.join(RUNTIMES)}")
     _require_precision(precision)
-    if verb in ("parity", "evaluate", "infer") and runtime == "torch" and precision != "fp32":
+    if verb in RUN_STAGES and runtime == "torch" and precision != "fp32":
         raise UserError(
             f"--precision {precision}: PyTorch evaluates the trained fp32 weights; choose --runtime onnx or trt"
         )
@@ -568,17 +568,7 @@ def _found_lineage(experiment: str, stage: str, runtime: str, precision: str) ->
     """Of the output that exists now."""
     if stage not in STAGES:
         raise UserError(f"{stage}: no such stage; expected one of {', '.join(STAGES)}")
-    folder = _folder(experiment)
-    documents = {
-        "train": "train.json",
-        "parity": runtime_file("parity.json", runtime, precision),
-        "evaluate": runtime_file("eval.json", runtime, precision),
-        "infer": runtime_file("inference", runtime, precision) + "/index.json",
-        "engine": _model(experiment, "trt", precision).name + ".json",
-        "precision": f"precision.{precision}.json",
-        "export": "export.json",
-    }
-    path = folder / documents[stage]
+    path = _folder(experiment) / record_file(stage, runtime, precision)
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("lineage"), dict):
         raise UserError(f"{path}: has no `lineage`; expected a file that the stage {stage} wrote")

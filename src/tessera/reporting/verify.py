@@ -21,10 +21,15 @@ from tessera.reporting.metrics import make_metrics
 from tessera.reporting.statistics import evaluated
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import RUNTIMES, differences, lineage
-from tessera.spec.planning import COMPARE_VERSION, FIGURES_VERSION, runtime_file, statistics_file
-
-TOLERANCE = 1e-9
-"""Between a metric and what its statistics give: sums in another order."""
+from tessera.spec.planning import (
+    RUN_STAGES,
+    Digest,
+    digests_of,
+    figures_lineage,
+    record_file,
+    statistics_file,
+    table_lineage,
+)
 
 
 @dataclass(frozen=True)
@@ -50,15 +55,9 @@ def records() -> dict[str, Record]:
     """By path below an experiment's folder."""
     found = {"train.json": Record("train"), "export.json": Record("export")}
     for precision in ("fp32", "fp16"):
-        suffix = "" if precision == "fp32" else f".{precision}"
-        found[f"precision.{precision}.json"] = Record("precision", precision=precision)
-        found[f"model{suffix}.engine.json"] = Record("engine", precision=precision)
-        for runtime in RUNTIMES:
-            for stage, kind in (("parity", "parity.json"), ("evaluate", "eval.json")):
-                found[runtime_file(kind, runtime, precision)] = Record(stage, runtime, precision)
-            folder = runtime_file("inference", runtime, precision)
-            found[f"{folder}/index.json"] = Record("infer", runtime, precision)
-    return found
+        found.append(Record("engine", precision=precision))
+        found += [Record(stage, runtime, precision) for runtime in RUNTIMES for stage in RUN_STAGES]
+    return {record_file(one.stage, one.runtime, one.precision): one for one in found}
 
 
 def verify(grid: Grid, path: Path, results: Path) -> Iterator[Finding]:
@@ -97,7 +96,7 @@ def _verify_experiment(grid: Grid, folder: Path) -> Iterator[Finding]:
         if not path.is_file():
             continue
         expected = {"experiment": folder.name}
-        if record.stage in ("parity", "evaluate", "infer"):
+        if record.stage in RUN_STAGES:
             expected |= {"runtime": record.runtime, "precision": record.precision}
         wanted = lineage(spec, record.stage, record.runtime, record.precision)
         document = yield from _verify_record(path, wanted, expected)

@@ -50,15 +50,33 @@ MAX_FIGURE_ROWS = 12
 """Figures tell no more rows of a table apart."""
 
 
-def runtime_file(kind: str, runtime: str, precision: str) -> str:
-    """``onnx_eval.fp16.json`` of ``eval.json``: the runtime is a prefix except for PyTorch, the precision a suffix except for fp32."""
-    stem, dot, suffix = kind.partition(".")
-    prefix = "" if runtime == "torch" else f"{runtime}_"
-    return f"{prefix}{stem}{'' if precision == 'fp32' else f'.{precision}'}{dot}{suffix}"
+RECORDS = {
+    "train": "train.json",
+    "export": "export.json",
+    "precision": "precision.json",
+    "engine": "model.engine.json",
+    "parity": "parity.json",
+    "evaluate": "eval.json",
+    "infer": "inference/index.json",
+}
+"""By stage, what it leaves for PyTorch and fp32; see ``record_file``."""
+
+RUN_STAGES = ("parity", "evaluate", "infer")
+"""A runtime executes them."""
+
+
+def record_file(stage: str, runtime: str = "torch", precision: str = "fp32") -> str:
+    """Below an experiment's folder, the JSON that a stage leaves, such as ``onnx_eval.fp16.json``: the runtime is a prefix except for PyTorch,
+    the precision a suffix except for fp32. A stage without one of them ignores it."""
+    name, slash, inside = RECORDS[stage].partition("/")
+    stem, dot, ending = name.partition(".")
+    prefix = f"{runtime}_" if stage in RUN_STAGES and runtime != "torch" else ""
+    suffix = "" if stage in ("train", "export") or precision == "fp32" else f".{precision}"
+    return f"{prefix}{stem}{suffix}{dot}{ending}{slash}{inside}"
 
 
 def evaluation_file(runtime: str, precision: str) -> str:
-    return runtime_file("eval.json", runtime, precision)
+    return record_file("evaluate", runtime, precision)
 
 
 def statistics_file(evaluation: Path) -> Path:
