@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -13,7 +15,9 @@ from tessera.files import (
     canonical_json,
     digest_file,
     digest_text,
+    only_process,
     read_json,
+    remove_abandoned,
     write_json,
     write_text,
 )
@@ -69,6 +73,52 @@ def test_folder_is_replaced_whole(tmp_path: Path) -> None:
         (temporary / "new.png").touch()
     assert names(path) == ["new.png"]
     assert names(tmp_path) == ["inference"]
+
+
+def test_the_former_folder_stays_until_the_new_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "converted"
+    path.mkdir()
+    (path / "old").touch()
+    rename = Path.rename
+
+    def stop(self: Path, target: Path) -> Path:
+        if target == path and not self.name.endswith(".former"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stop)
+    with pytest.raises(KeyboardInterrupt), atomic_folder(path) as temporary:
+        (temporary / "new").touch()
+    assert names(path) == ["old"] and names(tmp_path) == ["converted"]
+
+
+def test_a_folder_behind_a_link_is_replaced_there(tmp_path: Path) -> None:
+    link, scratch = tmp_path / "converted", tmp_path / "scratch/cars"
+    link.symlink_to(scratch)
+    for name in ("first", "second"):
+        with atomic_folder(link) as temporary:
+            assert temporary.parent == scratch.parent
+            (temporary / name).touch()
+        assert link.is_symlink() and names(scratch) == [name]
+    (scratch.parent / ".cars.x").mkdir()
+    (scratch.parent / ".cars").mkdir()
+    remove_abandoned(link)
+    assert names(scratch.parent) == [".cars", "cars"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS])
+def test_a_file_system_without_locks(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with (
+        pytest.raises(
+            UserError, match=r"lock: cannot be locked \(.+\); mount the file system with locks .*, or buy one"
+        ),
+        only_process(tmp_path / "lock", lockless="buy one"),
+    ):
+        pass
 
 
 def test_json_round_trip_and_form(tmp_path: Path) -> None:

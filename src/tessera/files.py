@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -85,30 +86,54 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that replaces ``path`` whole on success and disappears on any error."""
+    """A temporary folder beside ``path`` that replaces ``path`` whole on success and disappears on any error.
+
+    Of a link it replaces the folder that the link leads to. The former folder stays until the new one is complete, and only between two
+    renames is there none. Unlike in ``atomic_path`` the content is not flushed: a power cut soon afterwards may harm it.
+    """
+    path = _place(path)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        former = temporary.with_name(f"{temporary.name}.former")
         try:
             yield temporary
             temporary.chmod(0o777 & ~_umask())
             if path.exists():
-                shutil.rmtree(path)
-            temporary.replace(path)
+                path.rename(former)
+            temporary.rename(path)
             _sync_folder(path.parent)
         finally:
+            if former.exists() and not path.exists():
+                former.rename(path)
             shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(former, ignore_errors=True)
+
+
+def remove_abandoned(path: Path) -> None:
+    """Removes what a killed process left of ``atomic_folder(path)``; for who holds a lock against a second one."""
+    path = _place(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        if left.is_dir():
+            shutil.rmtree(left)
 
 
 @contextlib.contextmanager
-def only_process(path: Path, busy: str | None = None) -> Iterator[None]:
-    """Holds the lock file ``path``, which stays there. While another process holds it: waits, or given ``busy`` raises UserError of it."""
+def only_process(path: Path, busy: str | None = None, lockless: str = "put the project elsewhere") -> Iterator[None]:
+    """Holds the lock file ``path``, which stays there. While another process holds it: waits, or given ``busy`` raises UserError of it.
+
+    ``lockless``: what the user can do where the file system has no locks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as stream:
         try:
             fcntl.lockf(stream, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError:
             raise UserError(busy) from None
+        except OSError as error:
+            raise UserError(
+                f"{path}: cannot be locked ({error.strerror}); mount the file system with locks (Lustre: -o flock), or {lockless}"
+            ) from None
         yield
 
 
@@ -168,6 +193,11 @@ def digest_file(path: Path) -> str:
     """sha256 of the content in hexadecimal, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _place(path: Path) -> Path:
+    """Where a link leads."""
+    return path.resolve() if path.is_symlink() else path
 
 
 def _umask() -> int:
