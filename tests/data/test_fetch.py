@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import bz2
+import contextlib
+import gzip
 import hashlib
 import io
 import json
+import lzma
+import multiprocessing
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pytest
+from rich.progress import Progress
 
-from tessera.data import s3
+from tessera.data import fetch, s3
 from tessera.data.fetch import fetch_dataset
 from tessera.files import UserError, only_process
 from tessera.spec.schema import ArchiveSpec, DatasetSpec
@@ -72,7 +79,7 @@ def leftovers(project: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz"), (".tgz", "w:gz"), (".tar.xz", "w:xz")]
+    ("suffix", "mode"), [(".tar", "w"), (".tar.gz", "w:gz"), (".tgz", "w:gz"), (".TAR.XZ", "w:xz")]
 )
 def test_a_local_archive_is_unpacked(suffix: str, mode: str, project: Path) -> None:
     content = pack(CONTENT, mode)
@@ -143,6 +150,50 @@ def test_hostile_and_damaged_archives_leave_nothing(content: bytes, message: str
     assert leftovers(project) == [] and not list(project.parent.rglob("outside.png"))
 
 
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_archives_of_several_streams_are_unpacked_whole(compress: Callable[[bytes], bytes], project: Path) -> None:
+    """As bgzip, pbzip2, pixz and plain ``cat`` make them; one stream ends with a file, the next within one."""
+    plain = pack(CONTENT, "w")
+    content = b"".join(compress(plain[start:end]) for start, end in ((0, 1024), (1024, 4000), (4000, None)))
+    (project.parent / "root/x.tar.gz").write_bytes(content)
+    fetch_dataset(dataset("x.tar.gz", digest(content)), "../root", progress=False)
+    assert unpacked(project) == CONTENT
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz"])
+def test_an_archive_cut_off_anywhere_is_refused(mode: str, project: Path) -> None:
+    content = pack(CONTENT, mode)
+    # A plain one is whole from the block of zeros after its last member on: two headers, 512 and 6144 bytes of content, the block.
+    whole = 512 + 512 + 512 + 6144 + 512 if mode == "w" else len(content)
+    lengths = {*range(0, whole, 97), *range(0, whole, 512), 513, 1023} if mode == "w" else range(0, whole, 3)
+    for length in (*lengths, whole - 1):
+        (project.parent / "root/x.tar").write_bytes(content[:length])
+        with pytest.raises(UserError, match=r"x\.tar: cannot be unpacked \(.+\); expected a whole tar archive"):
+            fetch_dataset(dataset("x.tar", digest(content[:length])), "../root", progress=False)
+    assert not (project / "data/photos/images").exists() and leftovers(project) == []
+    (project.parent / "root/x.tar").write_bytes(content[:whole])
+    fetch_dataset(dataset("x.tar", digest(content[:whole])), "../root", progress=False)
+    assert unpacked(project) == CONTENT
+
+
+def test_a_damaged_header_or_checksum_is_refused(project: Path) -> None:
+    plain, packed = bytearray(pack(CONTENT, "w")), bytearray(pack({"a.png": os.urandom(500)}))
+    plain[1024 + 150] ^= 1  # Of the second member.
+    packed[-6] ^= 1  # Of the checksum behind everything else.
+    for damaged, reason in ((plain, "bad checksum, where a member or the end should be"), (packed, "CRC check failed")):
+        content = bytes(damaged)
+        (project.parent / "root/x.tar").write_bytes(content)
+        with pytest.raises(UserError, match=rf"x\.tar: cannot be unpacked \({reason}"):
+            fetch_dataset(dataset("x.tar", digest(content)), "../root", progress=False)
+
+
+def test_names_that_no_folder_can_hold(project: Path) -> None:
+    for content in (pack({"a" * 300: b""}), pack({"a": b"", "a/b": b""})):
+        (project.parent / "root/x.tar").write_bytes(content)
+        with pytest.raises(UserError, match=r"x\.tar: cannot be unpacked \(.*a"):
+            fetch_dataset(dataset("x.tar", digest(content)), "../root", progress=False)
+
+
 def test_digests_are_required_and_told(project: Path) -> None:
     content = pack(CONTENT)
     (project.parent / "root/x.tar.gz").write_bytes(content)
@@ -164,6 +215,39 @@ def test_what_something_else_made_is_not_replaced(project: Path) -> None:
     with pytest.raises(UserError, match=r"data/photos/images: exists and was not made by `tessera fetch`"):
         fetch_dataset(dataset("x.tar.gz", digest(content)), "../root", progress=False)
     assert own.read_bytes() == b"own"
+
+
+def test_what_was_added_to_a_fetched_folder_is_not_lost(project: Path) -> None:
+    content = pack(CONTENT)
+    (project.parent / "root/x.tar.gz").write_bytes(content)
+    spec = dataset("x.tar.gz", digest(content))
+    fetch_dataset(spec, "../root", progress=False)
+    (project / "data/photos/images/.DS_Store").write_bytes(b"of no importance")
+    image = project / "data/photos/images/a.png"
+    before = image.stat().st_ino
+    fetch_dataset(spec, "../root", progress=False)
+    assert image.stat().st_ino == before
+    own = project / "data/photos/images/deep/own.json"
+    own.write_bytes(b"own")
+    for declared in (digest(content), "0" * 64):
+        with pytest.raises(
+            UserError, match="photos/images: holds 3 files, but 2 were unpacked there; move the others away"
+        ):
+            fetch_dataset(dataset("x.tar.gz", declared), "../root", progress=False)
+    assert own.read_bytes() == b"own"
+
+
+def test_a_folder_that_is_a_link_is_filled_where_it_leads(project: Path) -> None:
+    home, scratch = project / "data/photos", project.parent / "scratch/deep"
+    home.mkdir(parents=True)
+    (home / "images").symlink_to(scratch)
+    for content in (CONTENT, {"c.png": b"new"}):
+        packed = pack(content)
+        (project.parent / "root/x.tar.gz").write_bytes(packed)
+        scratch.with_name(".deep.killed").mkdir(parents=True)
+        fetch_dataset(dataset("x.tar.gz", digest(packed)), "../root", progress=False)
+        assert (home / "images").is_symlink() and unpacked(project) == content
+        assert [path.name for path in scratch.parent.iterdir()] == ["deep"] and leftovers(project) == []
 
 
 def test_only_one_at_a_time(project: Path) -> None:
@@ -205,7 +289,8 @@ def test_a_full_disk(project: Path) -> None:
         ({"a": "s3://bucket"}, "expected s3://bucket/key"),
         ({"a": "s3://bucket/folder/"}, "expected s3://bucket/key"),
         ({"a": "/root/a.tar"}, "not absolute"),
-        ({"a": "a.zip"}, "expected a tar archive"),
+        ({"a": "a.ZIP"}, "expected a tar archive"),
+        ({"a": "a.tar.zst"}, "expected a tar archive"),
     ],
 )
 def test_addresses_and_folders_are_checked_with_the_spec(fetch: dict[str, str], message: str) -> None:
@@ -229,14 +314,19 @@ class Proxy:
         self.asked: list[bytes] = []
         """Head of every request."""
         self._server = server
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self.port = 0
+        self.open()
 
-    def _accept(self) -> None:
+    def open(self) -> None:
+        """At the same port as before."""
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
-                client, _ = self._listener.accept()
+                client, _ = listener.accept()
             except OSError:
                 return
             threading.Thread(target=self._serve, args=(client,), daemon=True).start()
@@ -252,6 +342,10 @@ class Proxy:
                 left -= len(piece)
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):  # Closed already.
+            self._listener.shutdown(
+                socket.SHUT_RDWR
+            )  # Or the thread that waits for a connection would accept one more.
         self._listener.close()
 
 
@@ -313,6 +407,54 @@ def test_a_cut_connection_goes_on_where_it_stopped(store: Any, project: Path) ->
     assert first == 0 and len(others) == 4 and others == sorted(others) and 290_000 < others[0] == others[2] < others[3]
 
 
+def test_a_server_that_goes_away_and_comes_back(store: Any, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = iter([store.proxy.close, int, int, store.proxy.open])
+    monkeypatch.setattr("time.sleep", lambda _: next(steps)())
+    spec = dataset(ADDRESS, put(store, pack(PHOTOS, "w")))
+    store.proxy.cuts = [300_000]
+    fetch_dataset(spec, "nowhere", progress=False)
+    assert unpacked(project) == PHOTOS and list(steps) == [] and ranges(store)[1] > 290_000
+
+
+def kill_itself(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(
+    ("at", "function", "holds"),
+    [
+        (Progress, "advance", "old"),  # A piece of the download was written.
+        (fetch, "_extract_member", "old"),
+        (fetch, "write_json", "old"),  # Of the mark.
+        (Path, "rename", "old"),
+        (shutil, "rmtree", "new"),  # Of the former folder.
+    ],
+)
+def test_kill_9(at: Any, function: str, holds: str, store: Any, project: Path) -> None:
+    """While downloading, unpacking and replacing: the old folder or the new one is there whole, and the next call finishes."""
+    contents = {"old": CONTENT, "new": PHOTOS}
+    fetch_dataset(dataset(ADDRESS, put(store, pack(CONTENT, "w"))), "nowhere", progress=False)
+    spec = dataset(ADDRESS, put(store, pack(PHOTOS, "w")))
+
+    def killed() -> None:
+        setattr(at, function, kill_itself)
+        fetch_dataset(spec, "nowhere", progress=False)
+
+    process = multiprocessing.get_context("fork").Process(target=killed)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and unpacked(project) == contents[holds] and leftovers(project)
+    fetch_dataset(spec, "nowhere", progress=False)
+    assert unpacked(project) == PHOTOS and leftovers(project) == []
+
+
+def test_a_key_longer_than_a_file_name(store: Any, project: Path) -> None:
+    key, content = "/".join(["é" * 50] * 8) + ".tar", pack(CONTENT, "w")
+    store.put_object(Bucket=BUCKET, Key=key, Body=content)
+    fetch_dataset(dataset(f"s3://{BUCKET}/{key}", digest(content)), "nowhere", progress=False)
+    assert unpacked(project) == CONTENT
+
+
 def test_a_dead_connection_is_given_up_and_a_later_call_goes_on(store: Any, project: Path) -> None:
     spec = dataset(ADDRESS, put(store, pack(PHOTOS, "w")))
     store.proxy.cuts = [500_000, *[0] * 50]
@@ -346,7 +488,7 @@ def test_a_damaged_beginning_costs_a_second_download_and_no_more(length: int | N
     spec = dataset(ADDRESS, put(store, content))
     downloads = project / "data/photos/.downloads"
     downloads.mkdir(parents=True)
-    name = f"{BUCKET}%2Fsets%2Fphotos.tar"
+    name = digest(ADDRESS.encode())
     (downloads / f"{name}.part").write_bytes(b"\0" * (length or len(content)))
     etag = store.head_object(Bucket=BUCKET, Key="sets/photos.tar")["ETag"]
     (downloads / f"{name}.json").write_text(json.dumps({"etag": etag, "size": len(content)}))

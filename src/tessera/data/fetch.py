@@ -6,17 +6,28 @@ all. A download that was cut off goes on where it stopped, unless the object has
 
 from __future__ import annotations
 
-import glob
 import lzma
 import os
 import shutil
 import tarfile
 import zlib
 from pathlib import Path, PurePosixPath
+from typing import Self
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from tessera.files import UserError, atomic_folder, digest_file, only_process, read_json, write_json, writing
+from tessera.files import (
+    UNWRITABLE,
+    UserError,
+    atomic_folder,
+    digest_file,
+    digest_text,
+    only_process,
+    read_json,
+    remove_abandoned,
+    write_json,
+    writing,
+)
 from tessera.spec.lineage import GENERATED_ROOT
 from tessera.spec.schema import ArchiveSpec, DatasetSpec
 
@@ -41,9 +52,10 @@ def fetch_dataset(dataset: DatasetSpec, data_root: str, progress: bool = True) -
     with writing(home), only_process(home / ".fetch.lock", busy), _bars(progress) as bars:
         for folder, archive in dataset.fetch.items():
             target = home / folder
+            remove_abandoned(target)
+            _require_own(target, dataset, folder)
             if _is_whole(target, archive.sha256):
                 continue
-            _claim(target, dataset, folder)
             path, found = _acquire(archive, home / ".downloads", data_root, bars)
             if archive.sha256 is None:
                 undeclared.append(f"  fetch.{folder} ({archive.address}):\n    sha256: {found}")
@@ -63,39 +75,38 @@ def fetch_dataset(dataset: DatasetSpec, data_root: str, progress: bool = True) -
 
 def _is_whole(target: Path, sha256: str | None) -> bool:
     """Unpacked from the archive of this digest, and nothing is missing since."""
-    mark = target / MARK
-    if sha256 is None or not mark.is_file():
+    if sha256 is None or not (target / MARK).is_file():
         return False
-    content = read_json(mark)
-    files, size = _extent(target)
-    return isinstance(content, dict) and (content["sha256"], content["files"], content["bytes"]) == (
-        sha256,
-        files,
-        size,
-    )
+    mark = read_json(target / MARK)
+    return (mark["sha256"], mark["files"], mark["bytes"]) == (sha256, *_extent(target))
 
 
 def _extent(folder: Path) -> tuple[int, int]:
-    """Number and bytes of the files below a folder, its mark left out."""
+    """Number and bytes of the files below a folder; hidden ones, such as the mark, do not count."""
     files = size = 0
     for place, _, names in os.walk(folder):
         for name in names:
-            files += 1
-            size += (Path(place) / name).stat().st_size
-    mark = folder / MARK
-    return (files - 1, size - mark.stat().st_size) if mark.is_file() else (files, size)
+            if not name.startswith("."):
+                files += 1
+                size += os.lstat(f"{place}/{name}").st_size
+    return files, size
 
 
-def _claim(target: Path, dataset: DatasetSpec, folder: str) -> None:
-    """Makes sure that the folder may be replaced, and removes what killed predecessors left."""
-    if target.exists() and not (target / MARK).is_file() and not (target.is_dir() and not any(target.iterdir())):
+def _require_own(target: Path, dataset: DatasetSpec, folder: str) -> None:
+    """Raises UserError where replacing the folder would lose what something else put there."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not (target / MARK).is_file():
         raise UserError(
             f"{target}: exists and was not made by `tessera fetch`; move it away, or give dataset.fetch.{folder} of {dataset.name} "
             "another folder"
         )
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
-        if left.is_dir():
-            shutil.rmtree(left)
+    found, expected = _extent(target)[0], read_json(target / MARK)["files"]
+    if found > expected:
+        raise UserError(
+            f"{target}: holds {found} files, but {expected} were unpacked there; move the others away (files of your own may lie "
+            f"anywhere in {GENERATED_ROOT}/ outside of fetched folders), or delete the folder, and it is fetched again"
+        )
 
 
 def _acquire(archive: ArchiveSpec, downloads: Path, data_root: str, bars: Progress) -> tuple[Path, str]:
@@ -111,7 +122,7 @@ def _acquire(archive: ArchiveSpec, downloads: Path, data_root: str, bars: Progre
     else:
         from tessera.data.s3 import download
 
-        path = downloads / address.removeprefix("s3://").replace("/", "%2F")
+        path = downloads / digest_text(address)  # A key may be longer than a file name.
         if declared is None:
             path.unlink(missing_ok=True)  # The object may be another one by now.
         resumed = download(address, path, bars)
@@ -132,7 +143,7 @@ def _acquire(archive: ArchiveSpec, downloads: Path, data_root: str, bars: Progre
 
 def _unpack(path: Path, archive: ArchiveSpec, target: Path, bars: Progress) -> None:
     with atomic_folder(target) as folder:
-        if archive.address.endswith(TAR):
+        if archive.address.lower().endswith(TAR):
             extract(path, folder, archive.address, bars)
         else:
             shutil.copyfile(path, folder / PurePosixPath(archive.address).name)
@@ -146,25 +157,38 @@ def _unpack(path: Path, archive: ArchiveSpec, target: Path, bars: Progress) -> N
 def extract(path: Path, folder: Path, address: str, bars: Progress) -> None:
     """Files and folders of a tar archive, nothing else: no links, no devices, no owners, no modes, and nothing outside ``folder``.
 
-    Raises UserError, naming the member. Memory does not grow with the number of members.
+    Raises UserError, naming the member, and for an archive that is cut off or damaged. Memory does not grow with the number of members.
     """
     task = bars.add_task(f"unpack {address}", total=path.stat().st_size)
     try:
-        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+        with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:*", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every member for a second look, which nobody takes
                 _extract_member(tar, member, folder, address)
                 bars.update(task, completed=stream.tell())
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-        raise UserError(
-            f"{address}: cannot be unpacked ({error}); expected a tar archive, plain or compressed"
-        ) from None
-    except OSError as error:
-        if error.errno is not None:
+            # The checksum of what is compressed stands after the end of the tar archive.
+            while tar.fileobj is not None and tar.fileobj.read(_PIECE):
+                pass
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise
+        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"{address}: cannot be unpacked ({error}); expected a tar archive, plain or compressed"
+            f"{address}: cannot be unpacked ({reason}); expected a whole tar archive, plain or compressed"
         ) from None
+
+
+class _Member(tarfile.TarInfo):
+    """Tells the end of an archive, a block of zeros, from one that is cut off or damaged: tarfile ends at either without an error."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if buf == bytes(tarfile.BLOCKSIZE):
+                raise
+            raise tarfile.ReadError(f"{error}, where a member or the end should be") from None
 
 
 def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, address: str) -> None:

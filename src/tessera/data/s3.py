@@ -14,12 +14,12 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
-    EndpointConnectionError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
 )
+from botocore.exceptions import ConnectionError as NoConnectionError
 from rich.progress import Progress
 
 from tessera.files import UserError, read_json, write_json
@@ -74,9 +74,9 @@ class _Download:
                 self._bars.console.print(f"{self._address}: has changed since its beginning was fetched; starting over")
                 self.note.unlink()
                 resumed = False
-            except (HTTPClientError, IncompleteReadError) as error:
+            except (NoConnectionError, HTTPClientError, IncompleteReadError) as error:
                 begun = begun or self._have() > before
-                if isinstance(error, EndpointConnectionError) and not begun:
+                if isinstance(error, NoConnectionError) and not begun:
                     raise
                 fruitless = 0 if self._have() > before else fruitless + 1
                 if fruitless == FRUITLESS:

@@ -87,7 +87,7 @@ def _fetch(dataset: DatasetSpec) -> Iterator[tuple[str, str]]:
                 f"fetch.{folder}.address",
                 f"expected s3://bucket/key or a path inside the data root, without '..' and not absolute, found {archive.address!r}",
             )
-        if archive.address.endswith((".zip", ".7z", ".rar")):
+        if archive.address.lower().endswith((".zip", ".7z", ".rar", ".zst", ".tzst", ".lz4")):
             yield (
                 f"fetch.{folder}.address",
                 f"expected a tar archive or a plain file, found {archive.address!r}; pack it as .tar.gz",
