@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -24,7 +26,7 @@ from tessera.data.datasets import open_dataset
 from tessera.data.joined import JoinedDataset
 from tessera.data.json_stream import members
 from tessera.data.reader import Findings, box_target, is_number
-from tessera.files import UserError, read_json
+from tessera.files import UserError, digest_file, read_json
 from tessera.ops.masks import masks_to_boxes
 from tessera.ops.rle import encode_masks
 from tessera.spec.schema import DatasetSpec, SplitSpec
@@ -246,6 +248,37 @@ def test_a_builder_that_is_stopped_leaves_nothing(
     assert len(open_index(tmp_path / "a.json")) == 1
 
 
+def test_what_a_killed_builder_left_is_removed(tmp_path: Path, folder: Path) -> None:
+    write_coco(tmp_path, [])
+    source = tmp_path / "a.json"
+    digest = digest_file(source)
+    other = "0" if digest[0] != "0" else "1"
+    folder.mkdir()
+    for name in (digest, digest[0] * 64, other * 64):
+        (folder / f".{name}.x_1.columns").write_bytes(b"half")
+    open_index(source)
+    assert indices(folder) == [f".{other * 64}.x_1.columns", f"{digest}.columns"], "another one may be at work there"
+
+
+def test_a_folder_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    write_coco(tmp_path, [])
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with pytest.raises(UserError, match=r"index/lock-.: cannot be locked \(No locks available\).*TESSERA_INDEX"):
+        open_index(tmp_path / "a.json")
+
+
+def test_what_is_no_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.json").mkdir()
+    with pytest.raises(UserError, match=r"a\.json: is a folder, expected a JSON file"):
+        open_index(tmp_path / "a.json")
+    (tmp_path / "b").touch()
+    with pytest.raises(UserError, match=r"b/a\.json: cannot be read \(Not a directory\)"):
+        open_index(tmp_path / "b/a.json")
+
+
 def test_a_source_that_changes_meanwhile_is_refused(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -338,9 +371,10 @@ def test_no_coco_file(change: Any, message: str, tmp_path: Path) -> None:
 
 
 def test_lists_that_come_twice_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text('{"images": [], "annotations": [], "images": []}')
-    with pytest.raises(UserError, match="has two lists `images`; expected one"):
-        open_index(tmp_path / "a.json")
+    for text in ('{"images": [], "annotations": [], "images": []}', '{"annotations": [], "images": [], "images": {}}'):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(UserError, match="has two lists `images`; expected one"):
+            open_index(tmp_path / "a.json")
 
 
 def test_the_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tessera.spec import digests
-from tessera.spec.digests import MISSING, file_digest, folder_digest
+from tessera.spec.digests import MISSING, UNREADABLE, file_digest, folder_digest, names_digest
 from tessera.spec.lineage import data_digest
 from tessera.spec.schema import ConvertSpec, DatasetSpec, DemoSpec
 
@@ -73,6 +73,26 @@ def test_missing() -> None:
     assert folder_digest(Path("nowhere")) == file_digest(Path("nowhere")) == MISSING
 
 
+def test_what_is_no_file_or_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    label = Path("kitti/labels/0.txt")
+    assert file_digest(label / "x.json") == folder_digest(label) == folder_digest(label / "x") == MISSING
+    assert file_digest(label.parent) == UNREADABLE
+
+    def refuse(_: object) -> str:
+        raise PermissionError
+
+    monkeypatch.setattr(digests, "digest_file", refuse)
+    assert file_digest(label) == looked() == UNREADABLE
+
+
+def test_a_link_that_leads_nowhere_is_no_file() -> None:
+    first = looked()
+    Path("kitti/labels/9.txt").symlink_to("../elsewhere.txt")
+    assert looked() == first
+    put("kitti/elsewhere.txt", "Car 9")
+    assert looked() != first
+
+
 def test_a_large_file_is_not_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digests, "_LARGE", 3)
     put("large", "content")
@@ -90,6 +110,7 @@ def dataset(**keys: Any) -> DatasetSpec:
 
 def digest(splits: tuple[str, ...] = ("train", "val"), **keys: Any) -> str:
     folder_digest.cache_clear()
+    names_digest.cache_clear()
     return data_digest(dataset(**keys), ".", splits)
 
 
@@ -103,12 +124,17 @@ def test_a_converted_dataset_is_what_its_shards_are_made_from() -> None:
     found.append(digest())
     put("kitti/labels/0.txt", "Van")
     found.append(digest())
+    put("kitti/images/0.png", "")
+    found.append(digest())
+    put("kitti/images/0.png", "pixels")
+    put("kitti/images/.hidden", "")
+    assert digest() == found[-1], "of images the names alone count"
     put("kitti.dvc", "outs: [{md5: 0123.dir, path: kitti}]")
     tracked = digest()
     put("kitti/labels/0.txt", "Tram")
     assert digest() == tracked, "what DVC tracks is compared by DVC"
     put("kitti.dvc", "outs: [{md5: 4567.dir, path: kitti}]")
-    assert len({*found, tracked, digest()}) == 8
+    assert len({*found, tracked, digest()}) == 9
 
 
 def test_generated_labels_need_not_be_there() -> None:

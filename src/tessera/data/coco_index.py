@@ -26,7 +26,7 @@ from tessera.data.columns import Numbers, Texts, Writer, map_columns
 from tessera.data.json_stream import members
 from tessera.data.reader import Findings, SegmentationDataset, is_number, parse_box, relative_name, report_repeated
 from tessera.files import UserError, atomic_path, only_process, read_json
-from tessera.spec.digests import MISSING, file_digest
+from tessera.spec.digests import MISSING, UNREADABLE, file_digest
 from tessera.spec.networks import Mode
 from tessera.structures import ClassCatalog
 
@@ -55,6 +55,8 @@ _PACKED = struct.Struct("<qq5dqIBBxx")
 _NO_BOX, _GOOD_BOX, _FAULTY_BOX = range(3)
 _LIMIT = 2**63
 _CHUNK = 1 << 16
+_LISTS = ("images", "annotations")
+"""The long ones."""
 _SHOW_PROGRESS = 1 << 24
 """Bytes of a file from which on building its index shows progress."""
 
@@ -208,20 +210,20 @@ def open_index(source: Path, segments: bool | None = None) -> CocoIndex:
     ``segments``: the annotations must (panoptic) or must not (instance) have ``segments_info``; None for who reads ``listed`` alone.
     Raises UserError where the file is of the other kind, or no COCO file.
     """
-    try:
-        digest = file_digest(source)
-    except OSError:
-        digest = MISSING
-    if digest == MISSING:
+    digest = file_digest(source)
+    if digest in (MISSING, UNREADABLE):
         read_json(source)
     folder = Path(os.environ.get(FOLDER) or "data/.index")
     path = folder / f"{digest}.columns"
     found = _whole(path)
     if found is None:
         _require_writable(folder)
-        with only_process(folder / f"lock-{digest[0]}"):
+        lockless = f"set the environment variable {FOLDER} to a folder elsewhere"
+        with only_process(folder / f"lock-{digest[0]}", lockless=lockless):
             found = _whole(path)
             if found is None:
+                for left in folder.glob(f".{digest[0]}*{path.suffix}"):
+                    left.unlink()  # Killed builders left it: those that live and whose digest begins so hold the lock.
                 _build(source, digest, path)
                 found = CocoIndex(path)
     if segments is not None and found.lacks is not None:
@@ -281,43 +283,41 @@ def _build(source: Path, digest: str, path: Path) -> None:
                 read.update(piece)
                 bar.advance(task, len(piece))
 
-            again = _take(source, builder, passed, images=True)
+            early = _take(source, builder, passed)
             if read.hexdigest() != digest:
                 raise UserError(f"{source}: has changed while it was read; run again")
-            if again:
+            if early:
+                builder.join()
                 bar.reset(task)
-                _take(source, builder, lambda piece: bar.advance(task, len(piece)), images=False)
+                for key, number, value in members(source, _LISTS, lambda piece: bar.advance(task, len(piece))):
+                    if key == "annotations" and number:
+                        builder.annotation(number, value)
         builder.finish()
 
 
-def _take(source: Path, builder: _Builder, passed: Any, images: bool) -> bool:
-    """One way through the file, for images and whatever follows them, or for annotations alone; True where some came before the images."""
+def _take(source: Path, builder: _Builder, passed: Any) -> bool:
+    """All of a file but annotations before the images, by which they are told; True where there are such."""
     seen: set[str] = set()
-    early = members_seen = False
-    for key, number, value in members(source, ("images", "annotations"), passed):
-        members_seen = True
-        if number is None or number == 0:
-            if key in seen and key in ("images", "annotations", "categories"):
-                raise UserError(f"{source}: has two lists `{key}`; expected one")
-            if number == 0:
-                seen.add(key)
-            elif key == "categories":
-                seen.add(key)
-                builder.listed = value
-            if key == "annotations" and number == 0 and images:
-                early = "images" not in seen
-                if not early:
-                    builder.join()
-        elif key == "images":
-            if images:
-                builder.image(number, value)
-        elif not early:
+    early, empty = False, True
+    for key, number, value in members(source, _LISTS, passed):
+        empty = False
+        if not number and key in seen:
+            raise UserError(f"{source}: has two lists `{key}`; expected one")
+        if number == 0 or key == "categories":
+            seen.add(key)
+        if key == "categories":
+            builder.listed = value
+        elif key == "annotations" and number == 0:
+            early = "images" not in seen
+            if not early:
+                builder.join()
+        elif key == "images" and number:
+            builder.image(number, value)
+        elif key == "annotations" and number and not early:
             builder.annotation(number, value)
-    builder.lacks = next((key for key in ("images", "annotations") if key not in seen), None)
-    if not members_seen:
+    builder.lacks = next((key for key in _LISTS if key not in seen), None)
+    if empty:
         raise _no_coco(source, builder.lacks)
-    if early:
-        builder.join()
     return early
 
 
@@ -555,7 +555,7 @@ def _image(image: Any, where: str, findings: Findings) -> tuple[int, str, int, i
         return None
     identity = image.get("id")
     if not is_whole(identity) or not 0 <= identity < _LIMIT:
-        findings.errors.append(f"{where}: id is {identity!r}, expected a whole number")
+        findings.errors.append(f"{where}: id is {identity!r}, expected a whole number of 0 or more")
         return None
     name = relative_name(image.get("file_name"), findings, f"{where}: file_name")
     if name is None:

@@ -14,6 +14,8 @@ from tessera.files import UserError, digest_file, write_text
 
 MISSING = "missing"
 """In place of the digest of what does not exist: planning goes on, and the stage that needs it reports it."""
+UNREADABLE = "unreadable"
+"""The same of what is there and cannot be read: without permission, or a folder in place of a file."""
 
 KEPT = Path("data/.digests")
 """One small file for each known state of a folder or large file, named by that state. May be deleted at any time."""
@@ -25,37 +27,62 @@ _SETTLED = 2_000_000_000
 
 
 def file_digest(path: Path) -> str:
-    """sha256 of a file, or ``missing``. Read when its size or a time differs from the last look."""
+    """sha256 of a file, ``missing`` or ``unreadable``. Read when its size or a time differs from the last look."""
     try:
         status = path.stat()
-    except FileNotFoundError:
+        return _file_digest(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    except (FileNotFoundError, NotADirectoryError):
         return MISSING
-    return _file_digest(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    except OSError:
+        return UNREADABLE
 
 
 @functools.cache
 def folder_digest(folder: Path) -> str:
-    """sha256 of the names and contents of all files below the folder, or ``missing``; hidden ones and linked folders do not count.
+    """sha256 of the names and contents of all files below the folder, ``missing`` or ``unreadable``; hidden ones, linked folders and links
+    that lead nowhere do not count.
 
     Contents are read when the name, the size or a time of any file differs from the last look. The folder is looked at once per
     process, because planning asks for each experiment and stage; ``folder_digest.cache_clear()`` forgets.
     """
-    if not folder.is_dir():
-        return MISSING
+    try:
+        return _folder_digest(folder) if folder.is_dir() else MISSING
+    except OSError:
+        return UNREADABLE
+
+
+def _folder_digest(folder: Path) -> str:
     state, newest = hashlib.sha256(os.fsencode(folder.resolve())), 0
+    names = []
     for name in _names(folder):
-        status = os.stat(f"{folder}/{name}")  # noqa: PTH116  # Path objects double the time
+        try:
+            status = os.stat(f"{folder}/{name}")  # noqa: PTH116  # Path objects double the time
+        except FileNotFoundError:
+            continue
+        names.append(name)
         newest = max(newest, status.st_mtime_ns, status.st_ctime_ns)
         times = f"\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0"
         state.update(os.fsencode(name) + times.encode())
 
     def read() -> str:
         content = hashlib.sha256()
-        for name in _names(folder):
+        for name in names:
             content.update(os.fsencode(name) + b"\0" + digest_file(folder / name).encode() + b"\0")
         return content.hexdigest()
 
     return _kept(state.hexdigest(), newest, read)
+
+
+@functools.cache
+def names_digest(folder: Path) -> str:
+    """sha256 of the names in the folder, ``missing`` or ``unreadable``; hidden ones do not count. Looked at once per process."""
+    try:
+        names = sorted(os.fsencode(name) for name in os.listdir(folder) if not name.startswith("."))  # noqa: PTH208  # as above
+    except (FileNotFoundError, NotADirectoryError):
+        return MISSING
+    except OSError:
+        return UNREADABLE
+    return hashlib.sha256(b"\0".join(names)).hexdigest()
 
 
 @functools.cache
