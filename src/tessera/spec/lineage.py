@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tessera.files import canonical_json, digest_text
-from tessera.spec.digests import file_digest, folder_digest
+from tessera.spec.digests import file_digest, folder_digest, names_digest
 from tessera.spec.dvc import raw_digest
 from tessera.spec.schema import ConvertSpec, DatasetSpec, Spec, SplitSpec
 from tessera.spec.section import Section, inert_keys, is_inert
@@ -193,8 +193,10 @@ SPLITS = ("train", "val", "test")
 GENERATED_ROOT = "data"
 """Datasets that a rule makes lie in the project even when the data root is elsewhere, because that may be read-only."""
 
+GENERATOR_VERSION = 1
+"""Raised when a change of src/tessera/data/demo.py changes the scenes; tests/spec/test_versions.py asks for the decision, as for the next."""
 
-CONVERT_VERSION = 1
+CONVERT_VERSION = 2
 """Raised when a change of src/tessera/data/kitti*.py changes the shards."""
 
 
@@ -223,7 +225,7 @@ def data_digest(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SP
         for split in SPLITS:
             if split not in splits:
                 del keys[f"{split}_images"]
-        return digest_text(canonical_json(keys))[:16]
+        return digest_text(canonical_json(keys | {"version": GENERATOR_VERSION}))[:16]
     if dataset.fetch:
         return _fetched_digest(dataset, splits)
     parts = {}
@@ -282,31 +284,43 @@ def kitti_folders(dataset: DatasetSpec, data_root: str) -> list[Path]:
 
 
 def _converted_digest(dataset: DatasetSpec, convert: ConvertSpec, data_root: str, splits: Sequence[str]) -> str:
-    """Of the keys of `convert`, the mapping file, the label files, and what the dataset is before its conversion."""
+    """Of the keys of `convert`, the mapping file, the label files, the names of the images, and what the dataset is before its conversion."""
     listed = kitti_sources(convert)
     root = Path(GENERATED_ROOT if dataset.fetch else data_root)
-    names = {source_folder(source, convert.label_dir_name) for split in splits for source in listed[split]}
-    given = {} if dataset.generator is not None else {name: _labels_digest(root, name) for name in names}
-    if dataset.generator is None and convert.mapping_path is not None:
-        given[convert.mapping_path] = file_digest(root / convert.mapping_path)
-    for folder in dataset.fetch:
-        brought = PurePosixPath(dataset.name, folder)
-        given = {name: digest for name, digest in given.items() if brought not in PurePosixPath(name, "file").parents}
+    brought = {PurePosixPath(dataset.name, folder) for folder in dataset.fetch}
+
+    def own(names: Iterable[str]) -> list[str]:
+        """Without what a generator or an archive brings, whose digest is part of ``before``."""
+        if dataset.generator is not None:
+            return []
+        return [name for name in names if brought.isdisjoint(PurePosixPath(name, "file").parents)]
+
+    def folders(key: str) -> list[str]:
+        return own({source_folder(source, key) for split in splits for source in listed[split]})
+
     content = {
         "convert": convert.model_dump(mode="json", exclude={"input_source", "val_source", "test_source"}),
         "sources": {split: listed[split] for split in splits},
         "version": CONVERT_VERSION,
-        "files": given,
+        "mapping": {
+            name: file_digest(root / name) for name in own([convert.mapping_path] if convert.mapping_path else [])
+        },
+        "labels": {
+            name: _recorded(root, name) or folder_digest(root / name) for name in folders(convert.label_dir_name)
+        },
+        "images": {
+            name: _recorded(root, name) or names_digest(root / name) for name in folders(convert.image_dir_name)
+        },
         "before": data_digest(before_conversion(dataset), data_root, splits),
         "recorded": {} if dataset.generator is not None else recorded_by_dvc(dataset, str(root), splits),
     }
     return digest_text(canonical_json(content))[:16]
 
 
-def _labels_digest(root: Path, name: str) -> str:
-    """What DVC recorded of the folder or of one above it, or the digest of its files."""
+def _recorded(root: Path, name: str) -> str | None:
+    """What DVC recorded of a folder or of one above it."""
     recorded = (raw_digest(root / place) for place in (PurePosixPath(name), *PurePosixPath(name).parents))
-    return next((digest for digest in recorded if digest is not None), None) or folder_digest(root / name)
+    return next((digest for digest in recorded if digest is not None), None)
 
 
 def _data_names(dataset: DatasetSpec, data_root: str, splits: Sequence[str]) -> list[str]:
