@@ -18,6 +18,7 @@ from tessera.spec.dvc import refuse_unsafe_repro
 from tessera.spec.layers import SOURCE_KEYS, SPLIT_SOURCE_KEYS
 from tessera.spec.lineage import (
     GENERATED_ROOT,
+    GENERATOR_VERSION,
     SPLITS,
     Lineages,
     before_conversion,
@@ -266,7 +267,8 @@ class Plan:
         return [f"{GENERATED_ROOT}/{name}/fetch.json"] if dataset.fetch else []
 
     def generator(self, name: str) -> str:
-        return self.grid.dataset(name).model_dump_json(include={"generator"})
+        keys = self.grid.dataset(name).model_dump(mode="json", include={"generator"})
+        return canonical_json(keys | {"version": GENERATOR_VERSION})
 
     def _checked(self, name: str) -> str:
         """What training reads of a dataset's files. Never more: a check that runs again makes Snakemake train again, and so it may run
