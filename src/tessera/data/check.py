@@ -80,7 +80,7 @@ def check_dataset(dataset: DatasetSpec, data_root: str, progress: bool = True) -
         findings = Findings()
         try:
             reader = index_dataset(dataset, split, catalog, mode, data_root, findings)
-            if split == "train" and not reader.has_masks:
+            if split == "train" and reader.has_masks is False:
                 mode, findings = "detection", Findings()
                 reader = index_dataset(dataset, split, catalog, mode, data_root, findings)
         except UserError as error:

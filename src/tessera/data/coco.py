@@ -46,7 +46,7 @@ class CocoInstances(CocoDataset):
     ) -> None:
         """``known``: every category id of the dataset, stuff included; any other id is an error."""
         super().__init__(annotations, image_folder, False, catalog, known, mode, findings)
-        self.has_masks = self._index.has_masks
+        self.has_masks = None if self._index.kind is None else self._index.has_masks
         self._boxes_only = mode == "detection"
 
     def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:

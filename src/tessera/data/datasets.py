@@ -30,7 +30,7 @@ def open_dataset(
     """
     findings = Findings()
     opened = index_dataset(dataset, split, catalog, mode, data_root, findings)
-    if mode != "detection" and not opened.has_masks:
+    if mode != "detection" and opened.has_masks is False:
         findings.errors.append(
             "none of its annotations has a mask (`segmentation`); segmentation needs masks, boxes are not enough: they serve a model "
             "of mode detection"

@@ -28,8 +28,8 @@ class JoinedDataset(SegmentationDataset):
         self.image_folder = _common([reader.image_folder for reader in readers])
         self.categories = {}
         self.readers = list(readers)
-        self.has_masks = any(reader.has_masks for reader in readers)
-        taken: list[npt.NDArray[np.int64]] = []
+        told = [reader.has_masks for reader in readers if reader.has_masks is not None]
+        self.has_masks = any(told) if told else None
         named: dict[int, Path] = {}
         for reader in readers:
             for identity, name in reader.categories.items():
@@ -40,14 +40,13 @@ class JoinedDataset(SegmentationDataset):
                         f"category {identity} is {known!r} in {named[identity]} and {name!r} in {reader.source}; "
                         "files of one split must agree on their categories"
                     )
-            ids = np.asarray(reader.image_ids, np.int64)
-            if any(_meet(ids, others) for others in taken):
-                ids = ids + max(int(others.max(initial=-1)) for others in taken) + 1
-            taken.append(ids)
         self._ends = np.cumsum([len(reader) for reader in readers])
-        self.image_ids = Numbers(np.concatenate(taken))
+        self.image_ids = Numbers(_distinct([np.asarray(reader.image_ids, np.int64) for reader in readers]))
         self.file_names = _Names(self)
-        report_repeated(self.file_names, "image file name", findings)
+        # Of a million names the hashes alone are held at once; the names only where some of them may be equal.
+        hashes = np.fromiter(map(hash, self.file_names), np.int64, len(self.image_ids))
+        if len(np.unique(hashes)) < len(hashes):
+            report_repeated(self.file_names, "image file name", findings)
 
     def image_path(self, index: int) -> Path:
         reader, place = self.place(index)
@@ -97,9 +96,21 @@ class _Names(Column[str]):
         return self._joined.prefix(reader) + reader.file_names[place]
 
 
-def _meet(first: npt.NDArray[np.int64], second: npt.NDArray[np.int64]) -> bool:
-    apart = not len(first) or not len(second) or first.max() < second.min() or second.max() < first.min()
-    return not apart and bool(np.isin(first, second).any())
+def _distinct(ids: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
+    """All ids one after the other; those of a reader are raised where some of them are taken."""
+    together = np.concatenate(ids)
+    if len(np.unique(together)) == len(together):
+        return together
+    taken: set[int] = set()
+    largest = -1
+    raised = []
+    for own in ids:
+        if not taken.isdisjoint(own.tolist()):
+            own = own + largest + 1
+        taken.update(own.tolist())
+        largest = max(largest, int(own.max(initial=-1)))
+        raised.append(own)
+    return np.concatenate(raised)
 
 
 def _common(folders: Sequence[Path]) -> Path:

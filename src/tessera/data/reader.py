@@ -48,8 +48,8 @@ class SegmentationDataset(ABC):
     image_ids: Sequence[int]
     categories: dict[int, str] = {}  # noqa: RUF012  # readers replace it, nobody adds to it
     """Dataset id -> name, where the annotation file lists its classes."""
-    has_masks: bool = True
-    """False where there are annotations and none of them has a mask: they serve mode detection alone."""
+    has_masks: bool | None = True
+    """False where there are annotations and none of them has a mask: they serve mode detection alone. None where there are none."""
 
     def __len__(self) -> int:
         return len(self.file_names)
