@@ -14,7 +14,7 @@ from tessera.files import read_json, reading_json
 
 _WINDOW = 1 << 22
 _LONGEST = 16
-"""Characters before the end of the window in which an error may come from the cut alone: -Infinity, or a pair of escapes."""
+"""Characters before the end of the window in which what is read may come from the cut alone: -Infinity, or a pair of escapes."""
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -110,8 +110,8 @@ class _Window:
             except JSONDecodeError as error:
                 problem, place = error.msg, error.pos
             else:
-                # A number that ends with the window may go on.
-                if end < len(self.text) or not self._more():
+                # A number may go on behind the window, also one that seems to end in 1. or 1e+.
+                if end < len(self.text) - _LONGEST or not self._more():
                     self.at = end
                     return value
                 continue
