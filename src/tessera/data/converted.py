@@ -13,18 +13,25 @@ from tessera.spec.sources import CONVERTED
 def require_whole(dataset: DatasetSpec, contents: bool = False) -> None:
     """Raises UserError where the shards of a converted dataset are not those of its manifest; ``contents``: by their sha256, not only by name.
 
-    A pattern would pass over a shard that is missing.
+    A pattern would pass over a shard that is missing. Hidden files, which no pattern matches, do not count.
     """
     if dataset.convert is None:
         return
     folder = Path(GENERATED_ROOT) / dataset.name / CONVERTED
-    advice = f"remove {folder} and convert again: snakemake --cores 2 {folder}/manifest.json"
-    manifest = read_json(folder / "manifest.json")
+    path = folder / "manifest.json"
+    command = f"snakemake --cores 2 {path}"
+    advice = f"remove {folder} and convert again: {command}"
+    if not path.exists():
+        raise UserError(f"{path}: no such file; the dataset is not converted, or its last conversion failed: {command}")
+    try:
+        manifest = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}; {advice}") from None
     files = manifest.get("files") if isinstance(manifest, dict) else None
     if not isinstance(files, dict):
-        raise UserError(f"{folder / 'manifest.json'}: has no `files`; expected what tessera convert wrote; {advice}")
+        raise UserError(f"{path}: has no `files`; expected what tessera convert wrote; {advice}")
     listed = {name for name in files if name.startswith("shards/")}
-    found = {f"shards/{path.name}" for path in (folder / "shards").glob("*")}
+    found = {f"shards/{path.name}" for path in (folder / "shards").glob("[!.]*")}
     for name in sorted(listed ^ found):
         state = "is missing" if name in listed else "is none of the converted files"
         raise UserError(f"{folder / name}: {state}; {advice}")

@@ -17,6 +17,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow, Underflow
 from multiprocessing import get_context, parent_process
@@ -27,7 +28,16 @@ from rich.progress import Progress
 
 from tessera.data.kitti_listing import Chunk, Listing
 from tessera.data.label_map import read_label_map
-from tessera.files import UserError, atomic_folder, digest_file, only_process, read_json, write_json
+from tessera.files import (
+    SHOWN,
+    UserError,
+    atomic_folder,
+    digest_file,
+    only_process,
+    raise_all,
+    reading_json,
+    write_json,
+)
 from tessera.ops.image_size import read_image_size
 from tessera.spec.lineage import CONVERT_VERSION, GENERATED_ROOT
 from tessera.spec.schema import ConvertSpec, DatasetSpec
@@ -44,8 +54,8 @@ DIGITS = 64
 
 _NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?"
 _ROW = re.compile(r"[ \t]*(\S+)(?:[ \t]+\S+){3}" + rf"[ \t]+({_NUMBER})" * 4 + r"(?:[ \t]+\S+){7}[ \t]*\r?")
-EXACT = Context(prec=DIGITS, traps=[Inexact, InvalidOperation, Overflow, Underflow])
-_SHOWN = 50
+EXACT = Context(prec=DIGITS, Emax=307, traps=[Inexact, InvalidOperation, Overflow, Underflow])
+"""Numbers of 1e308 and more are refused: as floats, which readers of the shards take them for, they may be infinite."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +92,7 @@ def convert_dataset(dataset: DatasetSpec, data_root: str, processes: int = 1, pr
     if convert is None:
         raise UserError(f"config/datasets/{dataset.name}.yaml: has no `convert`; only KITTI folders can be converted")
     root = Path(data_root)
-    classes = read_classes(dataset, root)
+    classes = _read_classes(dataset, root)
     home = Path(GENERATED_ROOT) / dataset.name
     busy = f"{home}: another `tessera convert {dataset.name}` is at work; wait for it, or stop it first"
     with only_process(home / ".convert.lock", busy):
@@ -105,12 +115,12 @@ def describe(manifest: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def fold(name: str) -> str:
+def _fold(name: str) -> str:
     """Classes are the same where only case differs, or white space and ``_``, which stands for it in KITTI files."""
     return "_".join(name.split()).casefold()
 
 
-def read_classes(dataset: DatasetSpec, root: Path) -> Classes:
+def _read_classes(dataset: DatasetSpec, root: Path) -> Classes:
     """The label map's classes, or those that the mapping file leads to, numbered from 1 in order of first appearance."""
     convert = dataset.convert
     label_map = None if dataset.label_map is None else root / dataset.label_map
@@ -131,23 +141,25 @@ def read_classes(dataset: DatasetSpec, root: Path) -> Classes:
     ids: dict[str, int] = {}
     first: dict[str, str] = {}
     for kitti, name in pairs:
-        if ids.setdefault(fold(kitti), known[name]) != known[name]:
+        if ids.setdefault(_fold(kitti), known[name]) != known[name]:
             raise UserError(
-                f"{path}: {first[fold(kitti)]!r} and {kitti!r} are one class, because case does not count and '_' stands for white space, "
+                f"{path}: {first[_fold(kitti)]!r} and {kitti!r} are one class, because case does not count and '_' stands for white space, "
                 "but lead to two; keep one of them"
             )
-        first.setdefault(fold(kitti), kitti)
+        first.setdefault(_fold(kitti), kitti)
     return Classes(tuple((number, name) for name, number in known.items()), ids)
 
 
 def _read_mapping(path: Path) -> list[tuple[str, str]]:
-    content = read_json(path)
-    if not isinstance(content, dict) or not content:
+    """In pairs, because a dictionary would keep the last of two equal keys."""
+    with reading_json(path):
+        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=tuple)
+    if not isinstance(pairs, tuple) or not pairs:
         raise UserError(f'{path}: expected an object of KITTI class: class, such as {{"Van": "vehicle"}}')
-    for kitti, name in content.items():
+    for kitti, name in pairs:
         if not isinstance(name, str) or not name.strip() or not kitti.strip():
             raise UserError(f"{path}: {kitti!r} leads to {name!r}, expected the name of a class")
-    return list(content.items())
+    return list(pairs)
 
 
 class _Writer:
@@ -202,17 +214,13 @@ class _Writer:
 
     def finish(self, name: str, convert: ConvertSpec, root: Path) -> dict[str, Any]:
         title = f"dataset {name} below {root}"
-        if self.fault_count == 1:
-            raise UserError(f"{title}: {self.faults[0]}")
-        if self.fault_count:
-            more = f"\n  ... and {self.fault_count - _SHOWN} more" if self.fault_count > _SHOWN else ""
-            raise UserError(f"{title}: {self.fault_count} problem(s)\n  " + "\n  ".join(self.faults) + more)
+        raise_all(title, self.faults, self.fault_count)
         dropped: dict[str, dict[str, int]] = {}
         for (reason, kitti), count in sorted(self.dropped.items()):
             dropped.setdefault(reason, {})[kitti] = count
         for part, counts in self.counts.items():
             if not counts["images"]:
-                raise UserError(f"{title}: no image with a label file is left for {part}; {_advice(part)}")
+                raise UserError(f"{title}: no image with a label file is left for {part}; {_advice(part, convert)}")
         if not any(counts["annotations"] for counts in self.counts.values()):
             found = "; ".join(f"{reason}: {_some(names)}" for reason, names in dropped.items())
             raise UserError(
@@ -238,13 +246,16 @@ class _Writer:
 
     def _add_faults(self, faults: list[str]) -> None:
         self.fault_count += len(faults)
-        self.faults += faults[: _SHOWN - len(self.faults)]
+        self.faults += faults[: SHOWN - len(self.faults)]
 
 
-def _advice(part: str) -> str:
+def _advice(part: str, convert: ConvertSpec) -> str:
+    drawn = part in ("train", "val") and convert.val_split > 0
+    key = f"{part}_source" if part in ("val", "test") and not drawn else "input_source"
+    advice = f"look into the folders of convert.{key}"
     if part.startswith("fold"):
-        return "lower convert.num_partitions"
-    return "change convert.val_split or its seed" if part == "val" else f"look into the folders of its source ({part})"
+        return f"{advice}, or lower convert.num_partitions"
+    return f"{advice}, or change convert.val_split or its seed" if drawn else advice
 
 
 def _some(names: dict[str, int]) -> str:
@@ -258,7 +269,7 @@ class _Shard:
     def __init__(self, path: Path, scratch: Path, next_id: int, classes: Classes) -> None:
         self.next_id = next_id
         self._classes = classes
-        self._file = path.open("w+", encoding="utf-8", newline="\n")
+        self._file = path.open("w", encoding="utf-8", newline="\n")
         self._waiting = tempfile.TemporaryFile(  # noqa: SIM115  # closed with the shard
             "w+", dir=scratch, encoding="utf-8", newline="\n"
         )
@@ -315,7 +326,7 @@ class _Reader:
     def _read_labels(self, label: str, image_id: int, size: tuple[int, int] | None, piece: _Piece) -> None:
         """``size``: (height, width) of the image, None where there is none."""
         try:
-            text = (self.root / label).read_bytes().decode()
+            text = (self.root / label).read_bytes().decode("utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             piece.faults.append(f"{self.root / label}: cannot be read as text ({error}); expected KITTI labels")
             return
@@ -327,17 +338,16 @@ class _Reader:
                 piece.faults.append(f"{self.root / label}, line {number}: {_fault(row)}")
                 continue
             kitti, *corners = match.groups()
-            category = self.classes.ids.get(kitti) or self.classes.ids.get(fold(kitti))
+            category = self.classes.ids.get(kitti) or self.classes.ids.get(_fold(kitti))
             try:
                 left, top, right, bottom = map(Decimal, corners)
                 width, height = EXACT.subtract(right, left), EXACT.subtract(bottom, top)
                 area = EXACT.multiply(width, height)
             except ArithmeticError:
                 piece.faults.append(
-                    f"{self.root / label}, line {number}: the box {' '.join(corners)} needs more than {DIGITS} digits"
+                    f"{self.root / label}, line {number}: the box {' '.join(corners)} needs more than {DIGITS} digits or reaches 1e308"
                 )
                 continue
-            reason = None
             if size is None:
                 reason = NO_IMAGE
             elif category is None:
@@ -346,13 +356,14 @@ class _Reader:
                 reason = DEGENERATE
             elif right <= 0 or bottom <= 0 or left >= size[1] or top >= size[0]:
                 reason = OUTSIDE
-            if reason is not None or category is None:
-                piece.dropped.append((label, number, kitti, reason or UNMAPPED))
+            else:
+                piece.classes[category] += 1
+                piece.annotations.append(
+                    f'"image_id": {image_id}, "category_id": {category}, "bbox": [{left}, {top}, {width}, {height}], "area": {area}, '
+                    '"iscrowd": 0}'
+                )
                 continue
-            piece.classes[category] += 1
-            piece.annotations.append(
-                f'"image_id": {image_id}, "category_id": {category}, "bbox": [{left}, {top}, {width}, {height}], "area": {area}, "iscrowd": 0}}'
-            )
+            piece.dropped.append((label, number, kitti, reason))
 
 
 def _fault(row: str) -> str:
@@ -373,13 +384,18 @@ def _in_processes(reader: _Reader, chunks: Iterator[Chunk], processes: int) -> I
         yield from map(reader, chunks)
         return
     waiting: deque[Future[_Piece]] = deque()
-    with ProcessPoolExecutor(processes, get_context("fork"), _end_with_parent) as pool:
-        for chunk in chunks:
-            waiting.append(pool.submit(reader, chunk))
-            if len(waiting) > 2 * processes:
+    try:
+        with ProcessPoolExecutor(processes, get_context("fork"), _end_with_parent) as pool:
+            for chunk in chunks:
+                waiting.append(pool.submit(reader, chunk))
+                if len(waiting) > 2 * processes:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    except BrokenProcessPool:
+        raise UserError(
+            f"one of the {processes} processes that read labels was ended from outside; where memory ran out, convert with fewer (--processes)"
+        ) from None
 
 
 def _end_with_parent() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tessera.data.catalog import full_catalog, split_sources
-from tessera.data.kitti import EXACT
+from tessera.data.kitti import DIGITS, EXACT
 from tessera.data.reader import Findings, relative_name
 from tessera.files import UserError, atomic_folder, read_json
 from tessera.ops.kitti import kitti_names, kitti_row
@@ -77,7 +77,8 @@ def _export(path: Path, folder: Path, names: dict[int, str], findings: Findings)
             findings.errors.append(f"{where}: category_id {category!r} is not among the {len(names)} classes")
         elif corners is None:
             findings.errors.append(
-                f"{where}: bbox is {item.get('bbox')!r}, expected [x, y, width, height] with sides of 0 or more"
+                f"{where}: bbox is {item.get('bbox')!r}, expected [x, y, width, height] with sides of 0 or more, "
+                f"and corners of {DIGITS} digits at most"
             )
         else:
             rows.append(kitti_row(CROWD if item.get("iscrowd") else names[category], corners))
@@ -104,13 +105,16 @@ def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _corners(box: Any) -> list[str] | None:
-    """Of ``[x, y, width, height]`` in decimal numbers; None for anything else."""
+    """Of ``[x, y, width, height]`` in decimal numbers whose sums are exact; None for anything else."""
     if not isinstance(box, list) or len(box) != 4 or not all(_is_decimal(side) for side in box):
         return None
     x, y, width, height = (Decimal(side) for side in box)
     if width < 0 or height < 0:
         return None
-    return [f"{side:f}" for side in (x, y, EXACT.add(x, width), EXACT.add(y, height))]
+    try:
+        return [f"{side:f}" for side in (x, y, EXACT.add(x, width), EXACT.add(y, height))]
+    except ArithmeticError:
+        return None
 
 
 def _is_decimal(value: Any) -> bool:

@@ -51,16 +51,16 @@ class Listing:
             }
             for split, listed in kitti_sources(convert).items():
                 for source in listed:
-                    for stem, suffix, ending in self._pairs(source):
-                        image = f"{source_folder(source, convert.image_dir_name)}/{stem}{suffix}"
-                        label = f"{source_folder(source, convert.label_dir_name)}/{stem}{ending}"
-                        if suffix is None:
-                            files["orphans"].write(f"\0{label}\0\n")
-                        elif ending is None:
-                            files["unlabeled"].write(f"{image}\n")
+                    images = source_folder(source, convert.image_dir_name)
+                    labels = source_folder(source, convert.label_dir_name)
+                    for stem, image, label in self._pairs(source, images, labels):
+                        if image is None:
+                            files["orphans"].write(f"\0{labels}/{label}\0\n")
+                        elif label is None:
+                            files["unlabeled"].write(f"{images}/{image}\n")
                         else:
                             part = self._part(split, f"{source}/{stem}")
-                            files[part].write(f"{image}\0{label}\0\n")
+                            files[part].write(f"{images}/{image}\0{labels}/{label}\0\n")
                             self.sizes[part] += 1
 
     def chunks(self, part: str, sizes: list[int], first_id: int) -> Iterator[Chunk]:
@@ -97,22 +97,24 @@ class Listing:
             return f"fold{min(int(share * self._convert.num_partitions), self._convert.num_partitions - 1)}"
         return "val" if share < self._convert.val_split / 100 else "train"
 
-    def _pairs(self, source: str) -> Iterator[tuple[str, str | None, str | None]]:
-        """By stem: the stem, the suffix of its image and that of its label file, None where there is none."""
-        images = self._sorted(source_folder(source, self._convert.image_dir_name), IMAGE_SUFFIXES)
-        labels = self._sorted(source_folder(source, self._convert.label_dir_name), frozenset({".txt"}))
+    def _pairs(self, source: str, images: str, labels: str) -> Iterator[tuple[str, str | None, str | None]]:
+        """By stem: the stem, the names of its image and of its label file, None where there is none."""
         grouped = itertools.groupby(
-            heapq.merge(((stem, 0, suffix) for stem, suffix in images), ((stem, 1, suffix) for stem, suffix in labels)),
+            heapq.merge(
+                ((stem, 0, stem + suffix) for stem, suffix in self._sorted(images, IMAGE_SUFFIXES)),
+                ((stem, 1, stem + suffix) for stem, suffix in self._sorted(labels, frozenset({".txt"}))),
+            ),
             key=lambda entry: entry[0],
         )
         for stem, entries in grouped:
             found: tuple[list[str], list[str]] = ([], [])
-            for _, kind, suffix in entries:
-                found[kind].append(suffix)
-            for suffixes in found:
-                if len(suffixes) > 1:
-                    names = " and ".join(stem + suffix for suffix in suffixes)
-                    self.faults.append(f"{source}: {names} belong to one image; rename or remove one of them")
+            for _, kind, name in entries:
+                found[kind].append(name)
+            for names in found:
+                if len(names) > 1:
+                    self.faults.append(
+                        f"{source}: {' and '.join(names)} belong to one image; rename or remove one of them"
+                    )
             yield stem, next(iter(found[0]), None), next(iter(found[1]), None)
 
     def _sorted(self, place: str, suffixes: frozenset[str]) -> Iterator[tuple[str, str]]:
