@@ -122,12 +122,18 @@ def _convert(dataset: DatasetSpec, convert: ConvertSpec) -> Iterator[tuple[str, 
         yield "convert.num_partitions", "folds take the place of train and val; remove val_split and val_source"
     place = f"{dataset.name}/{CONVERTED}/shards/"
     for name in ("train", "val", "test"):
-        for entry in as_list(getattr(dataset, name).annotations):
+        split = getattr(dataset, name)
+        for entry in as_list(split.annotations):
             if not entry.startswith(place):
                 yield (
                     f"{name}.annotations",
                     f"expected shards that convert makes, such as {place}{name}-*.json, found {entry!r}",
                 )
+        if split.annotations is not None and set(as_list(split.images)) != {"."}:
+            yield (
+                f"{name}.images",
+                f"expected ., because names in the shards start at the data root, found {split.images!r}",
+            )
     if CONVERTED in dataset.fetch:
         yield "fetch", f"the folder {CONVERTED} is where convert writes; choose another name"
 
