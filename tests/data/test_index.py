@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tessera.data.columns import Texts
 from tessera.data.datasets import open_dataset
 from tessera.data.joined import JoinedDataset
 from tessera.data.json_stream import members
-from tessera.data.reader import Findings, box_target, is_number
+from tessera.data.reader import Findings, SegmentationDataset, box_target, is_number
 from tessera.files import UserError, digest_file, read_json
 from tessera.ops.masks import masks_to_boxes
 from tessera.ops.rle import encode_masks
@@ -142,7 +143,7 @@ def test_every_bit_is_that_of_a_plain_reading(
 
 
 TEXT = """{"images": [{"id": -12.5e3, "é\\u20ac\\ud83d\\ude00": [true, null, NaN, -Infinity]}, 17, "a\\"]}"],
- "empty": {}, "annotations":[ ], "other"\t: [[1, {"x": false}], {}],
+ "empty": {}, "annotations":[ ], "version": 1.5, "size":-20.25E+1 , "other"\t: [[1, {"x": false}], {}],
  "categories": "}"
 } """
 
@@ -344,6 +345,51 @@ def test_shards_are_joined_without_lists(tmp_path: Path) -> None:
         assert one.file_names[-1] == "2-2.png" and one.file_names[1:3] == ["0-2.png", "1-0.png"]
         boxes = [one.target(index, SIZE, Findings()).boxes.tolist() for index in range(6)]
         assert boxes == [[], [[0, 1, 2, 4]], [], [[1, 1, 3, 4]], [], [[2, 1, 4, 4]]]
+
+
+class Listed(SegmentationDataset):
+    """Nothing but image ids."""
+
+    def __init__(self, number: int, ids: list[int]) -> None:
+        self.source = Path(f"/shards/{number}.json")
+        self.image_folder = Path("/images")
+        self.image_ids = ids
+        self.file_names = [f"{number}-{place}.png" for place in range(len(ids))]
+
+    def annotated_size(self, index: int) -> None:
+        return None
+
+    def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
+        raise NotImplementedError
+
+
+def joined(*ids: list[int]) -> JoinedDataset:
+    findings = Findings()
+    made = JoinedDataset([Listed(number, own) for number, own in enumerate(ids)], findings)
+    assert findings.errors == []
+    return made
+
+
+def test_ids_that_are_taken_are_raised() -> None:
+    assert joined([5, 1], [3], [], [4, 9]).image_ids == [5, 1, 3, 4, 9]
+    assert joined([1, 2], [3], [2, 5], [], [9], [40]).image_ids == [1, 2, 3, 6, 9, 19, 40]
+
+
+def test_ten_thousand_shards_are_joined_at_once() -> None:
+    """Each with each would take minutes."""
+    count = 10_000
+    start = time.monotonic()
+    apart = joined(*([number] for number in range(count)))
+    mixed = joined(*([number, count * 2 - number] for number in range(count)), [0])
+    assert time.monotonic() - start < 10
+    assert apart.image_ids == list(range(count)) and apart.file_names[count - 1] == "9999-0.png"
+    assert mixed.image_ids[-1] == count * 2 + 1
+
+
+def test_of_equal_names_all_are_told() -> None:
+    findings = Findings()
+    JoinedDataset([Listed(1, [1, 2]), Listed(2, [3]), Listed(1, [4])], findings)
+    assert findings.errors == ["image file name '1-0.png' occurs 2 times, expected once"]
 
 
 def test_texts() -> None:
