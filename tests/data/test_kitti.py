@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import json
+import os
 import re
 import signal
 import subprocess
@@ -213,6 +214,8 @@ MALFORMED = {
     "underscore": (row("Car", 1, 2, "1_0", 4), "a side of the box is '1_0'"),
     "too many digits": (row("Car", "1e40", 2, "2e-40", 4), "needs more than 64 digits"),
     "too large": (row("Car", 1, 2, "9e999999", 4), "needs more than 64 digits"),
+    "infinite as a float": (row("Car", 0, 2, "1e400", 4), "reaches 1e308"),
+    "area that is": (row("Car", 0, 0, "1e200", "1e200"), "reaches 1e308"),
 }
 
 
@@ -252,6 +255,8 @@ CONTRADICTIONS: dict[str, tuple[Any, str]] = {
     "white space": ({"a b": "a", "a_b": "b"}, "'a b' and 'a_b' are one class"),
     "number": ({"car": 1}, "'car' leads to 1"),
     "list": (["car"], "expected an object"),
+    "empty": ({}, "expected an object"),
+    "repeated key": ('{"Car": "a", "Car": "b"}', "'Car' and 'Car' are one class"),
 }
 
 
@@ -260,7 +265,7 @@ def test_a_mapping_that_contradicts_itself(name: str) -> None:
     images(1)
     mapping, message = CONTRADICTIONS[name]
     asked = dataset()
-    Path("raw/map.json").write_text(json.dumps(mapping))
+    Path("raw/map.json").write_text(mapping if isinstance(mapping, str) else json.dumps(mapping))
     with pytest.raises(UserError, match=rf"raw/map\.json: {message}"):
         convert_dataset(asked, "raw", progress=False)
 
@@ -275,6 +280,61 @@ def test_what_leaves_nothing_to_train_on_fails() -> None:
     labels("a/labels/1.txt", row("Tram", 1, 1, 2, 2))
     with pytest.raises(UserError, match=r"no label is left \(unmapped class: Tram 1"):
         convert()
+
+
+EMPTY: dict[str, tuple[dict[str, Any], str]] = {
+    "val of its own": ({"val_source": ["none"]}, "for val; look into the folders of convert.val_source$"),
+    "test": ({"test_source": ["none"]}, "for test; look into the folders of convert.test_source$"),
+    "train": ({"input_source": ["none"]}, "for train; look into the folders of convert.input_source$"),
+    "val that is drawn": ({"val_split": 0.001}, "for val; .*input_source, or change convert.val_split or its seed$"),
+    "fold": ({"num_partitions": 50}, r"for fold\d+; .*input_source, or lower convert.num_partitions$"),
+}
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_a_part_without_images_says_where_to_look(name: str) -> None:
+    keys, message = EMPTY[name]
+    images(3)
+    for kind in ("images", "labels"):
+        Path("raw/none", kind).mkdir(parents=True)
+    with pytest.raises(UserError, match=message):
+        convert(**keys)
+    assert not OUT.exists()
+
+
+def test_a_byte_order_mark_is_no_part_of_a_class() -> None:
+    images(1)
+    labels("a/labels/000.txt", "\ufeff", row("Car", 1, 2, 3, 4), row("van", 1, 2, 3, 4))
+    Path("raw/classes.txt").write_text("\ufeffCar\nvan\n")
+    asked = dataset().model_copy(update={"label_map": "classes.txt", "convert": ConvertSpec(input_source=["a"])})
+    assert convert_dataset(asked, "raw", progress=False)["counts"]["train"]["classes"] == {"Car": 1, "van": 1}
+
+
+def test_a_shard_without_objects_does_not_make_boxes_into_masks() -> None:
+    images(3)
+    labels("a/labels/001.txt", "")
+    convert(num_shards=3)
+    asked = dataset(num_shards=3).model_copy(update={"val": SplitSpec()})
+    report = check_dataset(asked, "raw", progress=False)
+    train = report["splits"]["train"]
+    assert report["modes"] == ["detection"]
+    assert (train["images"], train["images_without_objects"], train["objects"]) == (3, 1, 2)
+    with pytest.raises(UserError, match="none of its annotations has a mask"):
+        open_dataset(asked, "train", load_catalog(asked, "raw", "instance"), "instance", "raw")
+
+
+def test_a_process_that_is_ended_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    images(2)
+    monkeypatch.setattr("tessera.data.kitti._Reader.__call__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(UserError, match=r"was ended from outside; .* convert with fewer \(--processes\)"):
+        convert_dataset(dataset(), "raw", 2, progress=False)
+    assert not OUT.exists()
+
+
+def test_images_of_shards_lie_below_the_data_root() -> None:
+    split = SplitSpec(images="a/images", annotations="cars/converted/shards/train-*.json")
+    with pytest.raises(ValueError, match=r"train.images: expected \., .* found 'a/images'"):
+        DatasetSpec(name="cars", type="coco", convert=ConvertSpec(input_source=["a"]), label_map="m.txt", train=split)
 
 
 def test_label_map_names_and_ids() -> None:
@@ -383,6 +443,10 @@ FAULTS: dict[str, tuple[Any, str]] = {
         lambda value: value["images"][1].update(file_name="a/images/000.jpg"),
         "a/images/000.jpg: another image has the label file 000.txt",
     ),
+    "too many digits": (
+        lambda value: value["annotations"][0].update(bbox=[1e40, 0, 2e-40, 1]),
+        "corners of 64 digits at most",
+    ),
     "name that leaves": (lambda value: value["images"][1].update(file_name="../x.png"), "without '..'"),
 }
 
@@ -403,6 +467,43 @@ def test_the_way_back_names_every_fault_and_writes_nothing(name: str) -> None:
     assert not Path("out").exists()
 
 
+def test_from_coco_and_back() -> None:
+    """Class and box stay; what KITTI does not hold, or convert leaves out, is lost."""
+    listed = [{"id": number + 7, "file_name": f"{number}.png", "height": 30, "width": 40} for number in range(2)]
+    kept: list[dict[str, Any]] = [
+        {"image_id": 7, "category_id": 2, "bbox": [0.1, 0.2, 10.3, 4.05]},
+        {"image_id": 7, "category_id": 1, "bbox": [-3, 2.5, 7, 90]},
+        {"image_id": 8, "category_id": 2, "bbox": [1e-20, 7, 1, 1e-7]},
+    ]
+    lost = [
+        {"image_id": 7, "category_id": 1, "bbox": [1, 1, 5, 5], "iscrowd": 1},
+        {"image_id": 7, "category_id": 1, "bbox": [1, 1, 0, 5]},
+        {"image_id": 8, "category_id": 1, "bbox": [40, 1, 2, 5]},
+    ]
+    annotations = [{"id": number, "area": 1, **item} for number, item in enumerate(lost + kept, 1)]
+    for number in range(2):
+        picture(f"images/train/{number}.png")
+    Path("raw/a.json").write_text(json.dumps({"images": listed, "annotations": annotations}))
+    Path("raw/classes.txt").write_text("vehicle\ntraffic light\n")
+    split = SplitSpec(images="images/train", annotations="a.json")
+    asked = DatasetSpec(name="plain", type="coco", label_map="classes.txt", train=split)
+    assert export_kitti(asked, "raw", Path("raw/labels")) == {"train": (2, 6)}
+    again = ConvertSpec(input_source=["train"], image_dir_name="images/{source}", label_dir_name="labels/{source}")
+    convert_dataset(
+        DatasetSpec(name="cars", type="coco", label_map="classes.txt", convert=again), "raw", progress=False
+    )
+    found = [item for shard in shards() for item in shard["annotations"]]
+    names = {image["id"]: image["file_name"] for shard in shards() for image in shard["images"]}
+    assert [(names[item["image_id"]], item["category_id"], item["bbox"]) for item in found] == [
+        (f"images/train/{item['image_id'] - 7}.png", item["category_id"], item["bbox"]) for item in kept
+    ]
+    assert sorted(entry["reason"] for entry in dropped()) == [
+        "box outside the image",
+        "degenerate box",
+        "unmapped class",
+    ]
+
+
 def test_shards_that_are_not_as_they_were_made_are_refused() -> None:
     images(4)
     convert(num_shards=2)
@@ -420,6 +521,18 @@ def test_shards_that_are_not_as_they_were_made_are_refused() -> None:
     path.write_text(text)
     (OUT / "shards/train-00009-of-00002.json").write_text("{}")
     with pytest.raises(UserError, match="is none of the converted files"):
+        load_catalog(asked, "raw", "detection")
+    (OUT / "shards/train-00009-of-00002.json").rename(OUT / "shards/.DS_Store")
+    check_dataset(asked, "raw", progress=False)
+    (OUT / "manifest.json").write_text("{")
+    with pytest.raises(
+        UserError, match=r"manifest\.json, line 1.*; remove data/cars/converted and convert again: snakem"
+    ):
+        load_catalog(asked, "raw", "detection")
+    (OUT / "manifest.json").unlink()
+    with pytest.raises(
+        UserError, match=r"is not converted, or its last conversion failed: snakemake --cores 2 data/cars"
+    ):
         load_catalog(asked, "raw", "detection")
 
 
