@@ -74,6 +74,19 @@ def test_labels_and_keys_make_it_run_again_and_nothing_else_does(project: Projec
     assert project.plan(target) == again
 
 
+def test_more_images_and_other_test_labels_make_it_run_again(project: Project) -> None:
+    target = TARGET.format("given")
+    again = {"convert": 1, "check": 1, "train": 1, "evaluate": 1}
+    project.run(target)
+    assert project.plan(target) == {}
+    label(project, "more", "Van")
+    assert project.plan(target) == again, "the shards are made together, and Snakemake runs whatever follows"
+    label(project, "more", "Car")
+    assert project.plan(target) == {}
+    (project.root / "raw/kitti/images/1.png").touch()
+    assert project.plan(target) == again
+
+
 def test_folders_that_are_missing_are_named_while_planning(project: Project) -> None:
     describe(project, "given", None, val_source=["gone"])
     done = project.snakemake("--dry-run", TARGET.format("given"))
