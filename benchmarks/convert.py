@@ -26,7 +26,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from tessera.data.kitti import convert_dataset
-from tessera.spec.digests import folder_digest
+from tessera.spec.digests import folder_digest, names_digest
+from tessera.spec.lineage import data_digest
 from tessera.spec.schema import ConvertSpec, DatasetSpec
 
 CLASSES = ("Car", "Van", "Pedestrian", "Cyclist", "DontCare")
@@ -137,16 +138,17 @@ def planning() -> None:
     time.sleep(3)  # What changed just now is not remembered.
     for when in ("first", "second"):
         start = time.perf_counter()
-        folder_digest(Path("raw/kitti/labels"))
+        data_digest(DATASET, "raw")
         print(f"{when} time: {time.perf_counter() - start:.2f} s", flush=True)
         folder_digest.cache_clear()
+        names_digest.cache_clear()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speed", action="store_true", help="2 000 images of KITTI's size, 1242x375")
     parser.add_argument("--memory", action="store_true", help="1 000, 10 000 and 100 000 images of 10 labels")
-    parser.add_argument("--planning", action="store_true", help="digest of 100 000 label files, twice")
+    parser.add_argument("--planning", action="store_true", help="digest of 100 000 images and label files, twice")
     options = parser.parse_args()
     if options.speed:
         in_folder(lambda: speed(2_000, (1242, 375)))
