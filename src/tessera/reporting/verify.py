@@ -21,15 +21,10 @@ from tessera.reporting.metrics import make_metrics
 from tessera.reporting.statistics import evaluated
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import RUNTIMES, differences, lineage
-from tessera.spec.planning import (
-    RUN_STAGES,
-    Digest,
-    digests_of,
-    figures_lineage,
-    record_file,
-    statistics_file,
-    table_lineage,
-)
+from tessera.spec.planning import COMPARE_VERSION, FIGURES_VERSION, RUN_STAGES, record_file, statistics_file
+
+TOLERANCE = 1e-9
+"""Between a metric and what its statistics give: sums in another order."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +48,7 @@ class Record:
 
 def records() -> dict[str, Record]:
     """By path below an experiment's folder."""
-    found = {"train.json": Record("train"), "export.json": Record("export")}
+    found = [Record("train"), Record("export"), Record("precision", precision="fp16")]
     for precision in ("fp32", "fp16"):
         found.append(Record("engine", precision=precision))
         found += [Record(stage, runtime, precision) for runtime in RUNTIMES for stage in RUN_STAGES]

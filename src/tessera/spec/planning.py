@@ -178,12 +178,12 @@ class Plan:
     def digest(self, experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32") -> str:
         return self.lineages(experiment).digest(verb, runtime, precision)
 
-    def precision(self, suffix: str) -> str:
     def options(self, experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32") -> str:
         """What a stage's command is told besides its name: where the data lie, and the digest of the lineage that was planned."""
         root = shlex.quote(self.root_of(self.dataset_of(experiment)))
         return f"--data-root {root} --expect {self.digest(experiment, verb, runtime, precision)}"
 
+    def precision(self, suffix: str) -> str:
         """Of the suffix in a file's name: ``.fp16``, or nothing for fp32."""
         return suffix.removeprefix(".") or "fp32"
 
