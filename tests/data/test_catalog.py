@@ -48,7 +48,7 @@ def test_faults_are_named(entry: object, message: str) -> None:
 
 
 def test_all_faults_at_once() -> None:
-    with pytest.raises(UserError, match="3 fault") as caught:
+    with pytest.raises(UserError, match="3 problem") as caught:
         parse_label_map([{"id": 0, "name": ""}, {"id": 1, "name": "a", "isthing": "yes"}], HERE)
     assert "entry 1" in str(caught.value) and "entry 2" in str(caught.value)
 
