@@ -20,7 +20,7 @@ rule compare:
         lineage=table_lineage,
         data_root=given_root,
     shell:
-        "tessera compare {wildcards.table} --data-root {params.data_root:q} --log {log}"
+        "tessera compare {wildcards.table:q} --data-root {params.data_root:q} --log {log:q}"
 
 
 rule figures:
@@ -61,7 +61,7 @@ rule figures:
         lineage=figures_lineage,
         data_root=given_root,
     shell:
-        "tessera figures {wildcards.table} --data-root {params.data_root:q} --log {log}"
+        "tessera figures {wildcards.table:q} --data-root {params.data_root:q} --log {log:q}"
 
 
 # What `dvc metrics` and `dvc plots` show.
@@ -79,4 +79,4 @@ rule metrics:
         lineage=metrics_lineage,
         data_root=given_root,
     shell:
-        "tessera metrics --data-root {params.data_root:q} --log {log}"
+        "tessera metrics --data-root {params.data_root:q} --log {log:q}"

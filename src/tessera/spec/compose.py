@@ -59,7 +59,7 @@ class Table(Section):
     precisions: list[Literal["fp32", "fp16"]] = Field(["fp32"])
     """Of the ONNX and TensorRT rows; PyTorch always runs in fp32."""
     metrics: list[str] = Field([])
-    """Columns; left out, the main metrics that all the evaluations have."""
+    """Columns; left out, the main metrics that any of the evaluations has."""
     decimals: int = Field(1, ge=0, le=6)
     """Of the percentages in Markdown."""
     latex_decimals: int = Field(2, ge=0, le=6)
@@ -67,11 +67,11 @@ class Table(Section):
     parameters: bool = True
     """A column with the number of parameters."""
     intervals: bool = False
-    """95 % bootstrap intervals over images, in brackets."""
+    """95 % bootstrap intervals over images, in brackets; of 20 images at least."""
     baseline: str | None = None
     """One of `experiments`: rows whose difference from its row is more than chance over images (p < 0.05) get a dagger."""
     resamples: int = Field(1000, ge=100, le=1_000_000)
-    """Of the images, for intervals and the comparison with the baseline."""
+    """Of the images, for intervals; and how often they are exchanged with the baseline's at random, to compare the two."""
 
     @property
     def resampled(self) -> bool:
@@ -322,6 +322,10 @@ class Grid:
             if content.baseline is not None and content.baseline not in rows:
                 text = f"{content.baseline!r} is not among the table's experiments; {_offer(content.baseline, rows)}"
                 found.append(Mistake((config,), f"tables.{table}.baseline", text))
+        for table in self.tables:
+            if not re.fullmatch(r"\w[\w-]*", table, re.ASCII):
+                text = f"{table!r} is no name of a table: expected letters, digits, underscores and hyphens only"
+                found.append(Mistake((config,), "tables", text))
         for name in sorted(self._listed["experiments"] - self.parts.keys()):
             origin = self._path("experiments", f"{name}.yaml")
             found.append(Mistake((origin,), "", f"the grid has no experiment {name!r}; {_offer(name, self.names)}"))
