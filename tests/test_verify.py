@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from tessera import provenance
-from tessera.evaluation.statistics import Statistics, as_columns, write_statistics
-from tessera.files import UserError, write_json
+from tessera.evaluation.statistics import Statistics, as_columns, read_statistics, write_statistics
+from tessera.files import UserError, digest_file, write_json
 from tessera.provenance import digests, sealed
 from tessera.reporting.compare import compare
 from tessera.reporting.metrics import write_metrics
@@ -21,6 +21,7 @@ from tessera.reporting.statistics import evaluated
 from tessera.reporting.verify import Finding, locked_versions, records, verify
 from tessera.spec.compose import Grid, load_grid
 from tessera.spec.lineage import lineage
+from tessera.spec.planning import digests_of, figures_lineage
 
 NAME = "mask2former_swin"
 
@@ -50,8 +51,22 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     grid, folder = load_grid(root), root / "results" / NAME
     leave_everything(grid, folder)
     compare(grid, "t", root / "results")
+    leave_figures(grid, "t")
     write_metrics(grid, root / "results")
     return root
+
+
+def leave_figures(grid: Grid, table: str) -> None:
+    """As the stage does; the figure is any bytes."""
+    folder = grid.root / "results/figures" / table
+    folder.mkdir(parents=True)
+    (folder / "curves.png").write_text("a figure")
+    document = {
+        "table": table,
+        "lineage": figures_lineage(grid, table, digests_of(grid)),
+        "facts": provenance.collect(),
+    }
+    write_json(folder / "figures.json", sealed(document, {}, digests(folder, [folder / "curves.png"])))
 
 
 def leave_everything(grid: Grid, folder: Path) -> None:
@@ -117,11 +132,11 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}, indent=2) + "\n")
 
 
-def reseal(path: Path, **changes: Any) -> None:
+def reseal(path: Path, new_outputs: dict[str, str] | None = None, **changes: Any) -> None:
     """As somebody does who knows how records are made."""
     document = {**json.loads(path.read_text()), **changes}
     inputs, outputs, _ = (document.pop(key) for key in ("inputs", "outputs", "seal"))
-    write_json(path, sealed(document, inputs, outputs))
+    write_json(path, sealed(document, inputs, new_outputs or outputs))
 
 
 def test_an_untouched_tree_holds(root: Path) -> None:
@@ -133,7 +148,8 @@ def test_an_untouched_tree_holds(root: Path) -> None:
     assert f"{NAME}/train.json: seal, lineage, model.pth, metrics.csv" in "\n".join(said)
     assert f"{NAME}/eval.json: 3 metrics made again from eval.statistics.json.gz" in said
     assert any(line.startswith("tables/t.json: seal, lineage, t.csv, t.md, t.tex") for line in said)
-    assert len([line for line in said if "seal" in line]) == 7
+    assert "figures/t/figures.json: seal, lineage, curves.png" in said
+    assert len([line for line in said if "seal" in line]) == 8
     assert {"metrics.json: made again from the evaluations", "metrics.csv: made again from the evaluations"} <= set(
         said
     )
@@ -145,11 +161,20 @@ def test_a_seal_replaces_nothing_of_the_document(key: str) -> None:
         sealed({"experiment": NAME, key: {"pred_masks": 0.1}})
 
 
+def relabel(path: Path) -> None:
+    statistics = read_statistics(path.with_name("eval.statistics.json.gz"))
+    statistics.parts["semantic"]["label"][0] = 7
+    write_statistics(path.with_name("eval.statistics.json.gz"), statistics)
+    document = json.loads(path.read_text())
+    names = [path.with_name(name) for name in document["outputs"]]
+    reseal(path, digests(path.parent, names))
+
+
 FOLDER = f"results/{NAME}"
 CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "a number": (
         lambda root: edit(root / FOLDER / "eval.json", metrics={"mIoU": 0.9}),
-        ["eval.json: was edited", "mIoU is 0.9, eval.statistics.json.gz gives 0.565"],
+        ["eval.json: was edited", "mIoU is 0.9, the statistics beside it give 0.565"],
     ),
     "a number, sealed again": (
         lambda root: reseal(root / FOLDER / "eval.json", metrics={"mIoU": 0.9}),
@@ -229,13 +254,30 @@ CHANGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
             "eval.json: was made from another spec: postprocess.overlap_threshold: 0.8 -> 0.7",
             "onnx_eval.json",
             "index.json",
+            f"t.json: was made from another spec: evaluations.{NAME}/eval.json",
         ],
+    ),
+    "the rows of a table": (
+        lambda root: (root / "config/config.yaml").write_text(
+            yaml.safe_dump({**CONFIG, "tables": {"t": {**CONFIG["tables"]["t"], "experiments": "all"}}})
+        ),
+        ["t.json: was made from another spec: evaluations.mask2former_swin_small/eval.json: (absent) -> "],
+    ),
+    "what a table shows": (
+        lambda root: (root / "config/config.yaml").write_text(
+            yaml.safe_dump({**CONFIG, "tables": {"t": {**CONFIG["tables"]["t"], "runtimes": ["onnx"]}}})
+        ),
+        [f"t.json: was made from another spec: evaluations.{NAME}/eval.json", "figures.json: was made from another"],
+    ),
+    "labels of statistics, sealed again": (
+        lambda root: relabel(root / FOLDER / "eval.json"),
+        ["eval.json: its metrics cannot be made again", "semantic speaks of classes that are not listed"],
     ),
     "a table's definition": (
         lambda root: (root / "config/config.yaml").write_text(
             yaml.safe_dump({**CONFIG, "tables": {"t": {**CONFIG["tables"]["t"], "decimals": 2}}})
         ),
-        ["t.json: was made from another spec: definition.decimals: 1 -> 2"],
+        ["t.json: was made from another spec: table.decimals: 1 -> 2"],
     ),
     "a table that is no more": (
         lambda root: (root / "config/config.yaml").write_text(yaml.safe_dump({**CONFIG, "tables": {}})),
@@ -266,6 +308,46 @@ def test_one_change_breaks_nothing_else(root: Path) -> None:
     assert broken(root) == ["train.json: metrics.csv is not the file that was written with it"]
     assert broken(root, NAME) == broken(root)
     assert broken(root, "tables") == []
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_rest_checked(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def digest(path: Path) -> str:
+        if path.name == "model.pth":
+            raise PermissionError(13, "Permission denied", str(path))
+        return digest_file(path)
+
+    monkeypatch.setattr("tessera.reporting.verify.digest_file", digest)
+    (root / FOLDER / "metrics.csv").write_text("epoch,step\n1,1\n")
+    said = broken(root)
+    assert "train.json: model.pth cannot be read by this user" in said
+    assert "train.json: metrics.csv is not the file that was written with it" in said
+    assert "eval.json: model.pth cannot be read by this user" in said
+    assert any(one.path.name == "t.json" and one.verdict == "holds" for one in findings(root))
+
+
+def test_a_folder_that_cannot_be_read_is_named_and_the_rest_checked(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_file(path: Path) -> bool:
+        if path.name == "index.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        return path.exists() and not path.is_dir()
+
+    monkeypatch.setattr(Path, "is_file", is_file)
+    said = broken(root)
+    assert (
+        len(said) == 1
+        and said[0].startswith(f"{NAME}: ")
+        and "index.json cannot be read (Permission denied)" in said[0]
+    )
+    assert any(one.path.name == "t.json" and one.verdict == "holds" for one in findings(root))
+
+
+def test_a_folder_may_lie_elsewhere(root: Path) -> None:
+    scratch = root / "scratch"
+    (root / FOLDER).rename(scratch)
+    (root / FOLDER).symlink_to(scratch)
+    assert broken(root, NAME) == [] and len(findings(root, NAME)) > 5
 
 
 def warnings(root: Path) -> str:

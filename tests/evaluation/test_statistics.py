@@ -12,7 +12,7 @@ import torch
 from tessera.evaluation.evaluate import Evaluation, Evaluator
 from tessera.evaluation.statistics import COLUMNS, Statistics, read_statistics, write_statistics
 from tessera.files import UserError
-from tessera.reporting.statistics import AVERAGES, evaluated, metrics_of, resample_weights
+from tessera.reporting.statistics import AVERAGES, evaluated, metrics_of, randomized, resample_weights, swaps
 from tessera.structures import Instances, Predictions, Target
 from tests.evaluation.scenes import (
     disturbed_instances,
@@ -99,9 +99,60 @@ def test_a_resample_is_an_evaluation_of_copies(mode: str) -> None:
         assert defined == pytest.approx(expected, abs=1e-12)
 
 
+def another(images: Images) -> Images:
+    """A second model on the same images, worse at some of them."""
+    found: Images = []
+    for number, (prediction, truth) in enumerate(images):
+        first = prediction.instances
+        instances = None
+        if first is not None:
+            masks = None if first.masks is None else first.masks.roll(number, -1)
+            instances = Instances(first.scores * 0.9, first.labels, first.boxes + 2 * number, masks)
+        semantic = None if prediction.semantic is None else prediction.semantic.roll(3 - number, 1)
+        found.append((Predictions(prediction.meta, semantic, instances, prediction.panoptic), truth))
+    return found
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_swapped_images_are_an_evaluation_of_the_mixture(mode: str) -> None:
+    """By faster-coco-eval as well. Equal scores in several images included."""
+    images = make_images(mode, seed=3)
+    two = another(images)
+    one, other = measure(images, mode).statistics(), measure(two, mode).statistics()
+    found = randomized(one, other, 64, AVERAGES.keys() | {"box_AP", "box_AR10", "PQ", "SQ_things", "mIoU"})
+    for number in (0, 1, 22, 63):
+        (swapped,) = swaps(6, 64, range(number, number + 1))
+        pairs = [(b, a) if swap else (a, b) for a, b, swap in zip(images, two, swapped, strict=True)]
+        first, second = (measure(list(mixture), mode).metrics for mixture in zip(*pairs, strict=True))
+        assert first != second
+        expected = {name: first[name] - second[name] for name in found if name in first}
+        defined = {name: values[number] for name, values in found.items() if not np.isnan(values[number])}
+        assert defined == pytest.approx(expected, abs=1e-12) and expected
+
+
+def test_models_with_other_lists_of_classes_are_compared_by_name() -> None:
+    """A detector knows the countable classes only, and may have them in another order."""
+    images = make_images("panoptic", seed=3)
+    one = measure(images, "panoptic").statistics()
+    detector = another(make_images("detection", seed=3))
+    two = measure(detector, "detection").statistics()
+    order = [int(label) for label in reversed(CATALOG.thing_ids)]
+    places = np.array([order.index(label) if label in order else -1 for label in range(len(CATALOG))])
+    parts = {name: {**part, "label": places[part["label"]]} for name, part in two.parts.items()}
+    names, labels = [CATALOG.names[label] for label in order], list(range(len(order)))
+    reordered = Statistics("detection", names, labels, labels, two.image_ids, parts)
+    found = randomized(one, reordered, 100, ["PQ", "mIoU", "AP", "box_AP", "box_AR1"])
+    assert found.keys() == {"box_AP", "box_AR1"}
+    for name, values in randomized(one, two, 100, found).items():
+        np.testing.assert_array_equal(found[name], values)
+    assert found["box_AP"][0] == pytest.approx(evaluated(one)["box_AP"] - evaluated(two)["box_AP"])
+    fewer = Statistics("detection", two.classes, two.things, two.counted[:1], two.image_ids, two.parts)
+    assert randomized(one, fewer, 100, ["box_AP"]) == {}
+
+
 def test_a_subset_of_the_metrics_is_the_same() -> None:
     statistics = measure(make_images("panoptic"), "panoptic").statistics()
-    weights = resample_weights(6, 5)
+    weights = resample_weights(6, range(5))
     everything = metrics_of(statistics, weights)
     for name in ("PQ", "mIoU", *AVERAGES, "box_AR10"):
         (alone,) = metrics_of(statistics, weights, [name]).items()
@@ -142,6 +193,11 @@ def broken(content: Any) -> bytes:
     return gzip.compress(json.dumps(content).encode())
 
 
+def with_label(good: dict[str, Any], label: int) -> dict[str, Any]:
+    part = good["parts"]["semantic"]
+    return {**good, "parts": {"semantic": {**part, "label": [label, *part["label"][1:]]}}}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -153,6 +209,13 @@ def broken(content: Any) -> bytes:
         (lambda text, good: broken({**good, "parts": {"semantic": {"image": [0]}}}), "expected image, label"),
         (lambda text, good: broken({**good, "image_ids": [1]}), "not listed"),
         (lambda text, good: broken({**good, "parts": {"other": {}}}), "other"),
+        (lambda text, good: broken(with_label(good, 5)), "classes that are not listed"),
+        (lambda text, good: broken(with_label(good, -1)), "classes that are not listed"),
+        (lambda text, good: broken({**good, "things": None}), "things is no list"),
+        (lambda text, good: broken({**good, "classes": [1, 2]}), "classes is no list of str"),
+        (lambda text, good: broken({**good, "counted": [9]}), "classes that are not listed"),
+        (lambda text, good: broken({**good, "image_ids": ["1"] * 6}), "image_ids is no list of int"),
+        (lambda text, good: broken({**good, "parts": {"segm": {key: [] for key in COLUMNS["segm"]}}}), "segm_truth"),
         (lambda text, good: broken({key: good[key] for key in good if key != "mode"}), "mode"),
     ],
 )

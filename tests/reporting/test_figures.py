@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from tessera import provenance
-from tessera.files import UserError, read_json
+from tessera.files import UserError, read_json, write_json
 from tessera.reporting import figures, panels
 from tessera.reporting.collect import Evaluation
 from tessera.reporting.runs import Row, Run, collect_rows, read_curves, row_labels
@@ -23,7 +22,7 @@ from tessera.spec.compose import Grid
 from tessera.spec.lineage import lineage
 from tessera.spec.planning import FIGURES, MAX_FIGURE_ROWS
 from tests.reporting import test_compare
-from tests.reporting.test_compare import grid_with, write
+from tests.reporting.test_compare import grid_with, reseal, write
 
 root = test_compare.root
 
@@ -43,20 +42,16 @@ def write_run(grid: Grid, experiment: str, quality: float, epochs: int = 3) -> N
     for runtime, seconds in (("torch", 6.0), ("onnx", 3.0)):
         facts = {"hardware": HARDWARE}
         write(grid, experiment, {"PQ": quality}, runtime, per_class=rows, seconds=seconds, facts=facts)
-        path = grid.root / "results" / experiment / ("eval.json" if runtime == "torch" else "onnx_eval.json")
-        changes = {"per_class": rows, "seconds": seconds, "facts": facts}
-        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     folder, spec = grid.root / "results" / experiment, grid.resolve(experiment).spec
     curve = [f"{epoch},{4 * epoch},{30.0 / epoch!r},{quality * epoch / epochs!r}" for epoch in range(1, epochs + 1)]
     (folder / "metrics.csv").write_text("\n".join(["epoch,step,train_loss,val_PQ", *curve, ""]))
-    (folder / "train.json").write_text(json.dumps({"experiment": experiment, "lineage": lineage(spec, "train")}))
     overlays = folder / "inference/overlays"
     overlays.mkdir(parents=True)
     images = [{"file_name": f"a/{number}.png", "overlay": f"overlays/{number}.png"} for number in range(5)]
     for number in range(5):
         Image.new("RGB", (80, 60), (50 * number, 0, 0)).save(overlays / f"{number}.png")
     index = {"experiment": experiment, "images": images, "lineage": lineage(spec, "infer")}
-    (folder / "inference/index.json").write_text(json.dumps(index))
+    write_json(folder / "inference/index.json", provenance.sealed(index))
 
 
 def two_rows(root: Path) -> Grid:
@@ -161,6 +156,15 @@ def test_seeds_are_one_line_between_their_own(root: Path) -> None:
     ends = [line.get_ydata()[-1] for line in quality.lines if len(line.get_xdata()) == 3]
     assert ends == pytest.approx([60, 50, 55, 30])
     assert {text.get_text() for text in quality.texts} == {"swin", "res_net"}
+
+
+def test_seeds_without_a_common_epoch_have_no_mean_but_their_name() -> None:
+    [row] = made_rows(1, seeds=2)
+    row.runs[0].curves["epoch"] += 0.5
+    [axes] = figures.draw_curves([row], ["PQ"]).axes[1:]
+    lengths = sorted(len(line.get_xdata()) for line in axes.lines)
+    assert lengths[0] == 0 and lengths[-2:] == [12, 12]
+    assert [text.get_text() for text in axes.texts] == [row.label]
 
 
 def test_time_is_that_of_the_evaluation_per_image(root: Path) -> None:
@@ -300,18 +304,21 @@ def test_a_wrong_file_is_refused(root: Path, file: str, content: Any, words: lis
     grid = two_rows(root)
     path = root / "results/mask2former_res_net" / file
     if isinstance(content, dict):
-        content = json.dumps(json.loads(path.read_text()) | content)
-    path.unlink()
-    if content is not None:
+        reseal(path, **content)
+    else:
+        path.unlink()
+    if isinstance(content, str):
         path.write_text(content)
     with pytest.raises(UserError) as caught:
-        if "overlays" in file:
-            figures.draw_pictures(collect_rows(grid, "t", root / "results"))
-        else:
-            figures.figures(grid, "t", root / "results")
+        figures.figures(grid, "t", root / "results")
     for word in words:
         assert word in str(caught.value)
     assert not (root / "results/figures").exists()
+
+
+def test_a_folder_in_place_of_the_curves_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
+        read_curves(tmp_path)
 
 
 def test_more_rows_than_can_be_told_apart_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

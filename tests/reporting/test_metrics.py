@@ -24,7 +24,7 @@ def test_every_number_of_the_listed_experiments_and_of_their_tables(root: Path) 
         "without": {"experiments": ["mask2former_res_net"], "runtimes": ["torch"]},
     }
     grid = listing(root, tables=tables)
-    write(grid, "mask2former_swin", {"PQ": 0.5, "AP": None, "AR100": 0.75})
+    write(grid, "mask2former_swin", {"PQ": 0.5, "AR100": 0.75})
     write(grid, "mask2former_swin", {"PQ": 0.25}, "onnx")
     write(grid, "mask2former_swin-short", {"PQ": 0.125})
     write_metrics(grid, root / "results")
@@ -52,3 +52,9 @@ def test_a_stale_evaluation_is_refused_and_nothing_written(root: Path) -> None: 
         write_metrics(load_grid(root), root / "results")
     assert not (root / "results/metrics.json").exists()
     assert not (root / "results/metrics.csv").exists()
+
+
+def test_without_experiments_there_are_no_metrics(root: Path) -> None:  # noqa: F811
+    with pytest.raises(UserError, match="experiments: lists none"):
+        write_metrics(listing(root, experiments=[]), root / "results")
+    assert not (root / "results").exists()

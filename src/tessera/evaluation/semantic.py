@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from tessera.evaluation.statistics import divide
 from tessera.structures import IGNORE, ClassCatalog
 
 
@@ -56,8 +57,8 @@ class SemanticMetric:
         """Metrics, and one row per class with ``IoU`` and ``accuracy`` (None where undefined)."""
         hits = self.confusion.diagonal().astype(np.float64)
         in_truth, predicted = self.confusion.sum(1), self.confusion.sum(0)
-        iou = _divide(hits, in_truth + predicted - self.confusion.diagonal())
-        accuracy = _divide(hits, in_truth)
+        iou = divide(hits, in_truth + predicted - self.confusion.diagonal())
+        accuracy = divide(hits, in_truth)
         metrics = {}
         counted = self.counted
         if in_truth[counted].any():
@@ -69,12 +70,6 @@ class SemanticMetric:
             for index in range(len(self.catalog))
         ]
         return metrics, rows
-
-
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """NaN where the denominator is zero."""
-    ratio: np.ndarray = np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
-    return ratio
 
 
 def _number(value: float) -> float | None:

@@ -80,7 +80,16 @@ def read_statistics(path: Path) -> Statistics:
         document = json.loads(gzip.decompress(path.read_bytes()))
         if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
-        parts = {name: _columns(name, part, len(document["image_ids"])) for name, part in document["parts"].items()}
+        for key, type_ in (("classes", str), ("things", int), ("counted", int), ("image_ids", int)):
+            if not isinstance(document[key], list) or not all(type(value) is type_ for value in document[key]):
+                raise ValueError(f"{key} is no list of {type_.__name__}")
+        images, classes = len(document["image_ids"]), len(document["classes"])
+        if not set(document["things"] + document["counted"]) <= set(range(classes)):
+            raise ValueError("things or counted speak of classes that are not listed")
+        parts = {name: _columns(name, part, images, classes) for name, part in document["parts"].items()}
+        for kind in ("segm", "bbox"):
+            if (kind in parts) != (f"{kind}_truth" in parts):
+                raise ValueError(f"only one of {kind} and {kind}_truth is there")
         return Statistics(**{**document, "parts": parts})
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; evaluate writes it: `snakemake --cores 2 {path}`") from None
@@ -102,14 +111,15 @@ def read_statistics(path: Path) -> Statistics:
         ) from None
 
 
-def _columns(name: str, part: Mapping[str, Sequence[float]], images: int) -> Columns:
+def _columns(name: str, part: Mapping[str, Sequence[float]], images: int, classes: int) -> Columns:
     if tuple(sorted(part)) != tuple(sorted(COLUMNS[name])):
         raise ValueError(f"{name} has the columns {', '.join(sorted(part))}, expected {', '.join(COLUMNS[name])}")
     found = {key: np.array(part[key], np.float64 if key in FRACTIONAL else np.int64) for key in COLUMNS[name]}
     if len({values.shape for values in found.values()}) != 1 or found["image"].ndim != 1:
         raise ValueError(f"the columns of {name} are not equally long")
-    if found["image"].size and not 0 <= found["image"].min() <= found["image"].max() < images:
-        raise ValueError(f"{name} speaks of images that are not listed")
+    for key, listed, count in (("image", "images", images), ("label", "classes", classes)):
+        if found[key].size and not 0 <= found[key].min() <= found[key].max() < count:
+            raise ValueError(f"{name} speaks of {listed} that are not listed")
     return found
 
 
@@ -142,3 +152,9 @@ def as_columns(name: str, rows: Sequence[Sequence[float]]) -> Columns:
         key: np.array(column, np.float64 if key in FRACTIONAL else np.int64)
         for key, column in zip(COLUMNS[name], values, strict=True)
     }
+
+
+def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
+    """NaN where the denominator is zero."""
+    ratio: np.ndarray = np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
+    return ratio

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,6 +13,16 @@ from tessera.provenance import seal_holds
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import differences, lineage
 from tessera.spec.planning import evaluation_file, table_columns
+
+
+class RowName(NamedTuple):
+    """Everything in an experiment's name but the seed."""
+
+    model: str
+    backbone: str
+    dataset: str
+    variant: str
+    """Variants joined by ``-``; empty for the plain recipe."""
 
 
 class Evaluation(BaseModel):
@@ -29,8 +40,8 @@ class Evaluation(BaseModel):
     runtime: str
     precision: str
     images: int = Field(ge=1)
-    metrics: dict[str, float | None] = Field(min_length=1)
-    """Fractions; None where the images hold nothing to measure."""
+    metrics: dict[str, float] = Field(min_length=1)
+    """Fractions; without those that the images hold nothing of."""
     per_class: list[dict[str, Any]]
     seconds: float = Field(gt=0)
     """Of the whole evaluation, loading included."""
@@ -38,15 +49,14 @@ class Evaluation(BaseModel):
     facts: dict[str, Any]
     """See ``provenance.collect``."""
 
+    @property
+    def row(self) -> RowName:
+        return RowName(self.model, self.backbone, self.dataset, "-".join(self.variants))
+
 
 def read_evaluation(path: Path) -> Evaluation:
     """Raises UserError naming the file and the key for anything but an evaluation file, and for one that was edited."""
-    document = read_json(path)
-    if isinstance(document, dict) and "seal" in document and not seal_holds(document):
-        raise UserError(
-            f"{path}: was edited after it was written, its seal does not fit its content; delete it and make it again with "
-            f"`snakemake --cores 2 {path}`"
-        )
+    document = _read_sealed(path)
     try:
         found = Evaluation.model_validate(document)
     except ValidationError as error:
@@ -56,7 +66,7 @@ def read_evaluation(path: Path) -> Evaluation:
             f"{path}: is no evaluation file of this version ({key}: {first['msg']}); make it again with `snakemake --cores 2 {path}`"
         ) from None
     for name, value in found.metrics.items():
-        if value is not None and not 0 <= value <= 1:
+        if not 0 <= value <= 1:
             raise UserError(f"{path}: the metric {name} is {value}, expected a fraction between 0 and 1")
     return found
 
@@ -94,14 +104,44 @@ def read_expected(grid: Grid, results: Path, experiment: str, runtime: str, prec
     return found
 
 
+def rows_of(evaluations: Iterable[Evaluation]) -> dict[RowName, list[Evaluation]]:
+    """Experiments that differ in nothing but the seed are one row. Raises UserError where their specs or data differ in something else."""
+    rows: dict[RowName, list[Evaluation]] = {}
+    firsts: dict[tuple[RowName, str, str], Evaluation] = {}
+    for evaluation in evaluations:
+        rows.setdefault(evaluation.row, []).append(evaluation)
+        first = firsts.setdefault((evaluation.row, evaluation.runtime, evaluation.precision), evaluation)
+        changed = differences({**first.lineage, "seed": None}, {**evaluation.lineage, "seed": None})
+        if changed:
+            lines = "\n  ".join(changed[:20])
+            raise UserError(
+                f"{first.experiment} and {evaluation.experiment} are one row of the table, as seeds of one recipe, but they differ in more than "
+                f"the seed; make the difference a variant, which has rows of its own, or list one of the two\n  {lines}"
+            )
+    return rows
+
+
 def read_document(path: Path, experiment: str, expected: dict[str, Any]) -> dict[str, Any]:
     """What a stage wrote for ``experiment`` from the lineage ``expected``; raises UserError for anything else."""
-    document = read_json(path)
-    if not isinstance(document, dict) or document.get("experiment") != experiment:
-        found = document.get("experiment") if isinstance(document, dict) else type(document).__name__
-        raise UserError(f"{path}: says it is of {found!r}, expected {experiment!r}; was it copied by hand?")
+    document = _read_sealed(path)
+    if document.get("experiment") != experiment:
+        raise UserError(
+            f"{path}: says it is of {document.get('experiment')!r}, expected {experiment!r}; was it copied by hand?"
+        )
     require_lineage(path, document.get("lineage"), expected)
     return document
+
+
+def _read_sealed(path: Path) -> dict[str, Any]:
+    """Raises UserError for anything but a record as a stage left it."""
+    document = read_json(path)
+    if not isinstance(document, dict) or "seal" not in document:
+        problem = "carries no seal, because an older version wrote it or by hand"
+    elif not seal_holds(document):
+        problem = "was edited after it was written, its seal does not fit its content"
+    else:
+        return document
+    raise UserError(f"{path}: {problem}; delete it and make it again with `snakemake --cores 2 {path}`")
 
 
 def require_lineage(path: Path, found: Any, expected: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,35 +12,41 @@ import numpy as np
 import pandas as pd
 
 from tessera import provenance
-from tessera.evaluation.statistics import read_statistics
+from tessera.evaluation.statistics import Statistics, read_statistics
 from tessera.files import UserError, write_json, write_text
-from tessera.reporting.collect import Evaluation, collect, read_document
+from tessera.reporting.collect import Evaluation, RowName, collect, read_document, rows_of
 from tessera.reporting.html import to_html
-from tessera.reporting.statistics import LEVEL, evaluated, interval, metrics_of, resample_weights, two_sided_p
-from tessera.reporting.table import DIFFERS, RUNTIME_NAMES, Cell, Column, ComparisonTable, Row, to_latex, to_markdown
+from tessera.reporting.statistics import (
+    INTERVAL_IMAGES,
+    LEVEL,
+    disagreements,
+    interval,
+    randomized,
+    resampled,
+    two_sided_p,
+)
+from tessera.reporting.table import DIFFERS, ROW, Cell, Column, ComparisonTable, Row, to_latex, to_markdown
 from tessera.spec.compose import Grid, Table
 from tessera.spec.lineage import lineage
-from tessera.spec.planning import COMPARE_VERSION, evaluation_file, statistics_file
+from tessera.spec.planning import digests_of, evaluation_file, statistics_file, table_lineage
 
 MAIN_METRICS = ("PQ", "SQ", "RQ", "AP", "AP50", "box_AP", "mIoU", "pixel_accuracy")
 """Shown where a table names no metrics, in this order, as far as there are any."""
 
-__all__ = ["RUNTIME_NAMES", "choose_metrics", "compare", "long_form"]
-
-ROW = ["model", "backbone", "dataset", "variant"]
 COLUMN = ["runtime", "precision", "metric"]
 
-Names = tuple[str, str, str, str]
-"""What ``ROW`` holds of a row."""
+Key = tuple[str, str, str]
+"""Experiment, runtime, precision."""
 
 
 @dataclass(frozen=True)
-class Resampled:
-    """One evaluation on every resample."""
+class Drawn:
+    """One evaluation with its images drawn anew, metric -> (R,) fractions."""
 
-    values: dict[str, np.ndarray]
-    """Metric -> (R,) fractions."""
-    image_ids: list[int]
+    resampled: dict[str, np.ndarray]
+    """On each resample; empty unless the table asks for intervals and there are images enough."""
+    swapped: dict[str, np.ndarray]
+    """Less the baseline's, after each swap of images between the two, as observed first; empty where nothing is compared."""
 
 
 def compare(grid: Grid, table: str, results: Path) -> None:
@@ -51,17 +56,17 @@ def compare(grid: Grid, table: str, results: Path) -> None:
     definition = grid.tables[table]
     files = {_key(evaluation): _file(results, evaluation) for evaluation in evaluations}
     inputs = list(files.values())
-    resamples: dict[tuple[str, str, str], Resampled] = {}
+    drawn: dict[Key, Drawn] = {}
     if definition.resampled:
         inputs += [statistics_file(path) for path in files.values()]
         metrics = choose_metrics(table, evaluations, definition.metrics)
-        resamples = resample(evaluations, files, metrics, definition.resamples)
+        drawn = draw_images(evaluations, files, metrics, definition)
     trainings = {name: results / name / "train.json" for name in dict.fromkeys(e.experiment for e in evaluations)}
     reports = {name: _training(grid, name, path) for name, path in trainings.items()} if definition.parameters else {}
     inputs += [trainings[name] for name in reports]
-    numbers = long_form(evaluations, {name: parameters for name, (parameters, _) in reports.items()}, resamples)
+    numbers = long_form(evaluations, {name: parameters for name, (parameters, _) in reports.items()}, drawn)
     commits = [*(commit for _, commit in reports.values()), *(e.facts.get("commit") for e in evaluations)]
-    made = make_table(table, definition, evaluations, numbers, resamples, commits)
+    made = make_table(table, definition, evaluations, numbers, drawn, commits)
 
     folder = results / "tables"
     text = to_markdown(made, definition.decimals)
@@ -75,7 +80,7 @@ def compare(grid: Grid, table: str, results: Path) -> None:
         write_text(folder / name, content)
     document = {
         **made.to_json(),
-        "lineage": {"version": COMPARE_VERSION, "definition": definition.model_dump(mode="json")},
+        "lineage": table_lineage(grid, table, digests_of(grid)),
         "facts": provenance.collect(),
     }
     outputs = provenance.digests(folder, (folder / name for name in contents))
@@ -88,7 +93,7 @@ def make_table(
     definition: Table,
     evaluations: Sequence[Evaluation],
     numbers: pd.DataFrame,
-    resamples: Mapping[tuple[str, str, str], Resampled],
+    drawn: Mapping[Key, Drawn],
     commits: Sequence[str | None],
 ) -> ComparisonTable:
     """``numbers`` as ``long_form`` gives them; rows and columns in order of appearance there."""
@@ -102,25 +107,21 @@ def make_table(
         key: (100 * values.mean(), 100 * values.std() if len(values) > 1 else None)
         for key, values in numbers.groupby(ROW + COLUMN, sort=False)["value"]
     }
-    members: dict[Names, list[Evaluation]] = {}
-    for evaluation in evaluations:
-        members.setdefault(_names(evaluation), []).append(evaluation)
-    baseline = next((_names(e) for e in evaluations if e.experiment == definition.baseline), None)
+    members = rows_of(evaluations)
 
-    def cell(row: Names, column: Column) -> Cell | None:
+    def cell(row: RowName, column: Column) -> Cell | None:
         found = groups.get((*row, column.runtime, column.precision, column.metric))
         if found is None:
             return None
         mean, std = float(found[0]), None if found[1] is None else float(found[1])
-        limits = difference = p = None
-        drawn = _mean_of(members[row], column, resamples)
-        if definition.intervals and drawn is not None:
-            limits = interval(100 * drawn)
-        other = None if baseline is None else groups.get((*baseline, column.runtime, column.precision, column.metric))
-        if baseline is not None and other is not None and row != baseline:
-            reference = _mean_of(members[baseline], column, resamples)
-            if drawn is not None and reference is not None and _same_images(members[row], members[baseline], resamples):
-                difference, p = mean - float(other[0]), two_sided_p(drawn - reference)
+        # The images of all seeds are drawn together.
+        runtime = (column.runtime, column.precision)
+        seeds = [drawn[key] for key in map(_key, members[row]) if key in drawn and key[1:] == runtime]
+        values = _mean([one.resampled.get(column.metric) for one in seeds])
+        differences = _mean([one.swapped.get(column.metric) for one in seeds])
+        limits = None if values is None else interval(100 * values)
+        p = None if differences is None else two_sided_p(differences)
+        difference = None if differences is None or p is None else 100 * float(differences[0])
         return Cell(mean, std, limits, difference, p, p is not None and p < LEVEL)
 
     rows = [
@@ -132,36 +133,63 @@ def make_table(
     )
 
 
-def resample(
-    evaluations: Sequence[Evaluation],
-    files: Mapping[tuple[str, str, str], Path],
-    metrics: Sequence[str],
-    resamples: int,
-) -> dict[tuple[str, str, str], Resampled]:
-    """The metrics of every evaluation on the same resamples of its images. Raises UserError for statistics that do not give the evaluation's
-    own metrics, all of them."""
+def draw_images(
+    evaluations: Sequence[Evaluation], files: Mapping[Key, Path], metrics: Sequence[str], definition: Table
+) -> dict[Key, Drawn]:
+    """Every evaluation on the same resamples of its images, and against its partner. Raises UserError for statistics that do not give the
+    evaluation's own metrics, all of them, and for partners on other images."""
     found = {}
-    weights: dict[int, np.ndarray] = {}
-    for number, evaluation in enumerate(evaluations, 1):
-        path = statistics_file(files[_key(evaluation)])
-        statistics = read_statistics(path)
-        images = len(statistics)
-        print(f"compare: resampling {images} images {resamples} times: {number} of {len(evaluations)}", file=sys.stderr)
-        if images != evaluation.images:
+    pairs = partners(evaluations, definition.baseline)
+    held: dict[Key, Statistics] = {}
+    # The baseline's come first, because the others are compared with them.
+    references = set(pairs.values())
+    for number, evaluation in enumerate(sorted(evaluations, key=lambda one: _key(one) not in references), 1):
+        key = _key(evaluation)
+        print(f"compare: drawing images of {files[key]}: {number} of {len(evaluations)}", file=sys.stderr)
+        statistics = _read_statistics(files[key], evaluation)
+        if key in references:
+            held[key] = statistics
+        partner = pairs.get(key)
+        if partner is not None and statistics.image_ids != held[partner].image_ids:
             raise UserError(
-                f"{path}: has {images} images, {files[_key(evaluation)].name} beside it {evaluation.images}; evaluate again"
+                f"{evaluation.experiment} and {partner[0]} were evaluated on other images of {evaluation.dataset} {evaluation.split}, so they "
+                "cannot be compared image by image; evaluate them on the same data, or remove `baseline` from the table"
             )
-        own = evaluated(statistics)
-        for name, value in evaluation.metrics.items():
-            if value is not None and not abs(own.get(name, math.inf) - value) < 1e-9:
-                raise UserError(
-                    f"{path}: gives {name} {own.get(name, 'no value')}, {files[_key(evaluation)].name} beside it says {value}; one of them "
-                    "was changed, so evaluate again"
-                )
-        if images not in weights:
-            weights[images] = resample_weights(images, resamples)
-        found[_key(evaluation)] = Resampled(metrics_of(statistics, weights[images], metrics), statistics.image_ids)
+        with_interval = definition.intervals and evaluation.images >= INTERVAL_IMAGES
+        found[key] = Drawn(
+            resampled(statistics, definition.resamples, metrics) if with_interval else {},
+            randomized(statistics, held[partner], definition.resamples, metrics) if partner is not None else {},
+        )
     return found
+
+
+def partners(evaluations: Sequence[Evaluation], baseline: str | None) -> dict[Key, Key]:
+    """Of each evaluation that is compared, the one it is compared with: of the baseline's row, in the same place among its seeds. Rows on
+    another dataset or split, or with another number of seeds, are not compared."""
+    rows = rows_of(evaluations)
+    found: dict[Key, Key] = {}
+    for reference in {one.row for one in evaluations if one.experiment == baseline}:
+        for row, members in rows.items():
+            ours, theirs = (
+                sorted(one, key=lambda e: (e.runtime, e.precision, e.seed)) for one in (members, rows[reference])
+            )
+            same_data = (ours[0].dataset, ours[0].split) == (theirs[0].dataset, theirs[0].split)
+            if row != reference and same_data and len(ours) == len(theirs):
+                found |= {_key(one): _key(two) for one, two in zip(ours, theirs, strict=True)}
+    return found
+
+
+def _read_statistics(path: Path, evaluation: Evaluation) -> Statistics:
+    """Of the evaluation file ``path``."""
+    statistics = read_statistics(statistics_file(path))
+    if len(statistics) != evaluation.images:
+        raise UserError(
+            f"{statistics_file(path)}: has {len(statistics)} images, {path.name} beside it {evaluation.images}; evaluate again"
+        )
+    wrong = disagreements(evaluation.metrics, statistics)
+    if wrong:
+        raise UserError(f"{path}: {'; '.join(wrong)}; one of the two files was changed, so evaluate again")
+    return statistics
 
 
 def choose_metrics(table: str, evaluations: Sequence[Evaluation], asked: Sequence[str]) -> list[str]:
@@ -178,22 +206,17 @@ def choose_metrics(table: str, evaluations: Sequence[Evaluation], asked: Sequenc
 def long_form(
     evaluations: Sequence[Evaluation],
     parameters: Mapping[str, int] = MappingProxyType({}),
-    resamples: Mapping[tuple[str, str, str], Resampled] = MappingProxyType({}),
+    drawn: Mapping[Key, Drawn] = MappingProxyType({}),
 ) -> pd.DataFrame:
-    """One row per number, as it was measured; a metric without a value has no row. ``low`` and ``high``, where images were resampled, are the
-    interval of this number alone; the table's metrics have one."""
+    """One row per number, as it was measured. ``low`` and ``high``, where images were resampled, are the interval of this number alone; the
+    table's metrics have one."""
     found = []
     for evaluation in evaluations:
-        drawn = resamples.get(_key(evaluation))
+        resampled = drawn[_key(evaluation)].resampled if _key(evaluation) in drawn else {}
         for metric, value in evaluation.metrics.items():
-            if value is None:
-                continue
             line = {
                 "experiment": evaluation.experiment,
-                "model": evaluation.model,
-                "backbone": evaluation.backbone,
-                "dataset": evaluation.dataset,
-                "variant": "-".join(evaluation.variants),
+                **evaluation.row._asdict(),
                 "seed": evaluation.seed,
                 "split": evaluation.split,
                 "images": evaluation.images,
@@ -202,8 +225,8 @@ def long_form(
                 "metric": metric,
                 "value": value,
             }
-            if drawn is not None and metric in drawn.values:
-                limits = interval(drawn.values[metric])
+            if metric in resampled:
+                limits = interval(resampled[metric])
                 line["low"], line["high"] = (None, None) if limits is None else limits
             if parameters:
                 line["parameters"] = parameters[evaluation.experiment]
@@ -214,15 +237,24 @@ def long_form(
 def describe(evaluations: Sequence[Evaluation], definition: Table) -> tuple[str, ...]:
     """What was measured, on how many images, over how many seeds, and what the signs mean."""
     sets = dict.fromkeys(f"{e.dataset} {e.split} ({e.images} images)" for e in evaluations)
-    seeds = len({evaluation.seed for evaluation in evaluations})
+    experiments = [{one.experiment for one in members} for members in rows_of(evaluations).values()]
+    seeds = max(map(len, experiments))
     notes = [f"Percent, on {', '.join(sets)}"]
     if seeds > 1:
-        notes.append(f"mean ± standard deviation over up to {seeds} seeds")
-    how = f"{definition.resamples} resamples of the images"
-    if definition.intervals:
-        notes.append(f"in brackets the {100 * (1 - LEVEL):.0f} % bootstrap interval ({how})")
+        notes.append(f"mean ± sample standard deviation over up to {seeds} seeds")
+    enough = [evaluation.images >= INTERVAL_IMAGES for evaluation in evaluations]
+    if definition.intervals and any(enough):
+        level = f"{100 * (1 - LEVEL):.0f} %"
+        notes.append(f"in brackets the {level} bootstrap interval ({definition.resamples} resamples of the images)")
+    if definition.intervals and not all(enough):
+        notes.append(f"no interval for fewer than {INTERVAL_IMAGES} images")
     if definition.baseline is not None:
-        notes.append(f"{DIFFERS} differs from {definition.baseline} (paired bootstrap, two-sided p < {LEVEL}, {how})")
+        notes.append(
+            f"{DIFFERS} differs from {definition.baseline} (paired randomization test over the images, two-sided p < {LEVEL})"
+        )
+        compared = {experiment for experiment, _, _ in partners(evaluations, definition.baseline)}
+        if any(compared.isdisjoint(names) and definition.baseline not in names for names in experiments):
+            notes.append("rows on other data or with another number of seeds are not compared")
     return tuple(notes)
 
 
@@ -249,49 +281,22 @@ def _training(grid: Grid, experiment: str, path: Path) -> tuple[int, str | None]
         ) from None
 
 
-def _parameters(numbers: pd.DataFrame, row: Names) -> int | None:
+def _parameters(numbers: pd.DataFrame, row: RowName) -> int | None:
     """Of any seed: they build the same network."""
     if "parameters" not in numbers:
         return None
     return int(numbers.loc[(numbers[ROW] == row).all(axis=1), "parameters"].iloc[0])
 
 
-def _mean_of(
-    evaluations: Sequence[Evaluation], column: Column, resamples: Mapping[tuple[str, str, str], Resampled]
-) -> np.ndarray | None:
-    """(R,) fractions: the mean over seeds on each resample; None where nothing was resampled or measured."""
-    drawn = [
-        resamples[_key(evaluation)].values[column.metric]
-        for evaluation in evaluations
-        if (evaluation.runtime, evaluation.precision) == (column.runtime, column.precision)
-        and evaluation.metrics.get(column.metric) is not None
-        and _key(evaluation) in resamples
-    ]
-    return np.mean(drawn, 0) if drawn else None
+def _mean(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """Of arrays of one shape; None without any, or where one is missing."""
+    present = [array for array in arrays if array is not None]
+    return np.mean(present, 0) if present and len(present) == len(arrays) else None
 
 
-def _same_images(
-    one: Sequence[Evaluation], two: Sequence[Evaluation], resamples: Mapping[tuple[str, str, str], Resampled]
-) -> bool:
-    """False for other datasets or splits, which are not compared. Raises UserError where one split has other images."""
-    if (one[0].dataset, one[0].split) != (two[0].dataset, two[0].split):
-        return False
-    lists = {tuple(resamples[_key(evaluation)].image_ids) for evaluation in (*one, *two)}
-    if len(lists) > 1:
-        raise UserError(
-            f"{one[0].experiment} and {two[0].experiment} were evaluated on other images of {one[0].dataset} {one[0].split}, so they cannot be "
-            "compared image by image; evaluate them on the same data, or remove `baseline` from the table"
-        )
-    return True
-
-
-def _key(evaluation: Evaluation) -> tuple[str, str, str]:
+def _key(evaluation: Evaluation) -> Key:
     return evaluation.experiment, evaluation.runtime, evaluation.precision
 
 
 def _file(results: Path, evaluation: Evaluation) -> Path:
     return results / evaluation.experiment / evaluation_file(evaluation.runtime, evaluation.precision)
-
-
-def _names(evaluation: Evaluation) -> Names:
-    return evaluation.model, evaluation.backbone, evaluation.dataset, "-".join(evaluation.variants)

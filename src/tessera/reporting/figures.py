@@ -39,7 +39,14 @@ from tessera.reporting.style import (
 )
 from tessera.reporting.table import RUNTIME_NAMES
 from tessera.spec.compose import Grid
-from tessera.spec.planning import FIGURES, FIGURES_VERSION, MAX_FIGURE_ROWS, figure_files, table_columns
+from tessera.spec.planning import (
+    FIGURES,
+    MAX_FIGURE_ROWS,
+    digests_of,
+    figure_files,
+    figures_lineage,
+    table_columns,
+)
 
 BY_CLASS = {
     "PQ": "PQ",
@@ -91,7 +98,7 @@ def figures(grid: Grid, table: str, results: Path) -> None:
                 print(written[-1], flush=True)
     document = {
         "table": table,
-        "lineage": {"version": FIGURES_VERSION, "metrics": grid.tables[table].metrics},
+        "lineage": figures_lineage(grid, table, digests_of(grid)),
         "facts": provenance.collect(),
     }
     experiments = [run.experiment for row in rows for run in row.runs]

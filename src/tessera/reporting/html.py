@@ -7,7 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from tessera.reporting.collect import Evaluation
+from tessera.reporting.collect import Evaluation, RowName
+from tessera.reporting.statistics import LEVEL
 from tessera.reporting.table import (
     DIFFERS,
     PARAMETERS,
@@ -67,7 +68,7 @@ def _details(cell: Cell) -> str:
     if cell.std is not None:
         parts.append(f"standard deviation {cell.std:.4f}")
     if cell.interval is not None:
-        parts.append(f"95 % interval {interval_text(cell, 4)}")
+        parts.append(f"{100 * (1 - LEVEL):.0f} % interval {interval_text(cell, 4)}")
     if cell.difference is not None:
         parts.append(f"{cell.difference:+.4f} against the baseline")
     if cell.p is not None:
@@ -77,10 +78,10 @@ def _details(cell: Cell) -> str:
 
 def _sources(row: Row, evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """One for every experiment, commit and data."""
-    name = (row.model, row.backbone, row.dataset, row.variant)
+    name = RowName(row.model, row.backbone, row.dataset, row.variant)
     found: dict[tuple[str, ...], dict[str, Any]] = {}
     for evaluation in evaluations:
-        if name == (evaluation.model, evaluation.backbone, evaluation.dataset, "-".join(evaluation.variants)):
+        if evaluation.row == name:
             commit = str(evaluation.facts.get("commit") or "unknown")
             data = sorted((split, str(digest)) for split, digest in evaluation.lineage["data"].items())
             source = {"experiment": evaluation.experiment, "commit": commit, "data": data}

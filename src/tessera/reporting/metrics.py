@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tessera.files import write_json, write_text
+from tessera.files import UserError, write_json, write_text
 from tessera.reporting.collect import read_expected
 from tessera.reporting.compare import choose_metrics, long_form
 from tessera.spec.compose import Grid
@@ -20,16 +20,17 @@ def write_metrics(grid: Grid, results: Path) -> None:
 def make_metrics(grid: Grid, results: Path) -> tuple[dict[str, dict[str, dict[str, float]]], str]:
     """``metrics.json``: experiment -> runtime, with the precision behind a dot unless it is fp32 -> main metric -> fraction.
     ``metrics.csv``: every metric, one row per number in the columns of a table's CSV, with one more in front to label a bar with. A
-    metric without a value is in neither.
+    metric without a value is in neither. Raises UserError where no experiment is listed.
     """
     evaluations = [read_expected(grid, results, *row) for row in listed_evaluations(grid)]
+    if not evaluations:
+        raise UserError("config/config.yaml, experiments: lists none, so there are no metrics; list some, or `all`")
     main = choose_metrics("", evaluations, ())
     document: dict[str, dict[str, dict[str, float]]] = {}
     for found in evaluations:
         runtime = found.runtime if found.precision == "fp32" else f"{found.runtime}.{found.precision}"
-        measured = {name: found.metrics.get(name) for name in main}
         document.setdefault(found.experiment, {})[runtime] = {
-            name: value for name, value in measured.items() if value is not None
+            name: found.metrics[name] for name in main if name in found.metrics
         }
     numbers = long_form(evaluations)
     label = numbers[["experiment", "runtime", "precision", "metric"]].agg(" ".join, axis=1)

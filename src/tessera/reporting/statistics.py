@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from tessera.evaluation.statistics import THRESHOLDS, Columns, Statistics
+from tessera.evaluation.statistics import THRESHOLDS, Columns, Statistics, divide
 
 LEVEL = 0.05
 """Intervals hold 1 - LEVEL; a difference with a smaller p counts as one."""
+
+INTERVAL_IMAGES = 20
+"""Of fewer images there are no intervals: they would hold the truth too rarely (benchmarks/small_test_sets.py)."""
+
+ROUNDING = 1e-9
+"""Between two values of a metric that are equal: sums in another order."""
 
 RECALLS = np.linspace(0.0, 1.0, 101)
 """At which COCO reads the precision."""
@@ -53,18 +60,96 @@ AVERAGES: dict[str, Average] = {
 }
 
 
-def resample_weights(images: int, resamples: int, seed: int = 0) -> np.ndarray:
+def resample_weights(images: int, numbers: range) -> np.ndarray:
     """(resamples, images) int64: each resample draws as many images as there are, with replacement.
 
-    Resample r depends on (images, seed, r) alone: a thousand of them begin with the same hundred as a hundred.
+    Resample r depends on (images, r) alone: a thousand of them begin with the same hundred as a hundred.
     """
-    weights = np.empty((resamples, images), np.int64)
-    for number in range(resamples):
-        raw = np.random.Philox(key=seed, counter=[0, 0, 0, number]).random_raw(images)
+    weights = np.empty((len(numbers), images), np.int64)
+    for place, number in enumerate(numbers):
         # The upper 53 bits as a fraction: the stream is the same in every version of numpy, which its distributions need not be.
-        drawn = ((raw >> np.uint64(11)) * (images / 2.0**53)).astype(np.int64)
-        weights[number] = np.bincount(drawn, minlength=images)
+        drawn = ((_random(0, number, images) >> np.uint64(11)) * (images / 2.0**53)).astype(np.int64)
+        weights[place] = np.bincount(drawn, minlength=images)
     return weights
+
+
+def count_swaps(images: int, randomizations: int) -> int:
+    """All that there are, or, where those are more, ``randomizations`` and the one that swaps nothing."""
+    return 2**images if 2**images <= randomizations else randomizations + 1
+
+
+def swaps(images: int, randomizations: int, numbers: range) -> np.ndarray:
+    """(R, images) bool: which images two models exchange in those of ``count_swaps``; number 0 exchanges none, any other each with
+    probability 1/2."""
+    if 2**images <= randomizations:
+        return (np.array(numbers)[:, None] >> np.arange(images) & 1).astype(bool)
+    drawn = [_random(1, number, images) >> np.uint64(63) for number in numbers]
+    return np.array(drawn).astype(bool) & (np.array(numbers) > 0)[:, None]
+
+
+def _random(key: int, number: int, count: int) -> np.ndarray:
+    """(count,) uint64."""
+    return np.random.Philox(key=key, counter=[0, 0, 0, number]).random_raw(count)
+
+
+def resampled(statistics: Statistics, resamples: int, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Metric -> its value on each of the ``resample_weights``: (R,) fractions, NaN where undefined."""
+    images = len(statistics)
+    return _in_blocks(
+        lambda numbers: metrics_of(statistics, resample_weights(images, numbers), names), resamples, images
+    )
+
+
+def randomized(one: Statistics, two: Statistics, randomizations: int, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Metric -> ``one`` less ``two`` after each of the ``swaps``: (R,) fractions, as observed first, NaN where undefined.
+
+    Both models evaluate every image once, whatever was swapped. Only metrics that both have, of the same classes. Raises ValueError for
+    models of other images.
+    """
+    both, images = _interleaved(one, two), len(one)
+
+    def differences(numbers: range) -> dict[str, np.ndarray]:
+        swapped = swaps(images, randomizations, numbers)
+        weights = np.stack([~swapped, swapped], 2).reshape(len(numbers), 2 * images).astype(np.int64)
+        first, second = metrics_of(both, weights, names), metrics_of(both, 1 - weights, names)
+        return {name: values - second[name] for name, values in first.items()}
+
+    return _in_blocks(differences, count_swaps(images, randomizations), 2 * images)
+
+
+def _in_blocks(measure: Callable[[range], Mapping[str, np.ndarray]], count: int, images: int) -> dict[str, np.ndarray]:
+    """What ``measure`` gives for all numbers below ``count``, asked for as many at a time as ``ROOM`` has room for."""
+    step = max(1, ROOM // images)
+    found = [measure(range(start, min(count, start + step))) for start in range(0, count, step)]
+    return {name: np.concatenate([block[name] for block in found]) for name in found[0]}
+
+
+def _interleaved(one: Statistics, two: Statistics) -> Statistics:
+    """Image i of ``one`` as image 2i and that of ``two`` as 2i + 1, in which order equal scores are ranked as well: so weights that choose one
+    of the two give what an evaluation of the chosen would."""
+    if one.image_ids != two.image_ids:
+        raise ValueError("two models can be compared on the same images only")
+    classes = list(dict.fromkeys([*one.classes, *two.classes]))
+    parts = {}
+    for name in one.parts:
+        if name not in two.parts or _measured(one, name) != _measured(two, name):
+            continue
+        both = []
+        for offset, statistics in enumerate((one, two)):
+            columns = statistics.parts[name]
+            labels = np.array([classes.index(label) for label in statistics.classes])[columns["label"]]
+            both.append({**columns, "image": 2 * columns["image"] + offset, "label": labels})
+        order = np.argsort(np.concatenate([columns["image"] for columns in both]), kind="stable")
+        parts[name] = {key: np.concatenate([columns[key] for columns in both])[order] for key in both[0]}
+    ids = [image for image in one.image_ids for _ in range(2)]
+    return Statistics(one.mode, classes, one.things, one.counted, ids, parts)
+
+
+def _measured(statistics: Statistics, part: str) -> tuple[set[str], set[str]]:
+    """The classes whose mean a metric is: the countable ones, and of pixels and segments the others."""
+    counted, things = set(statistics.counted), set(statistics.things)
+    others = counted - things if part in ("semantic", "panoptic") else set()
+    return {statistics.classes[label] for label in counted & things}, {statistics.classes[label] for label in others}
 
 
 def metrics_of(
@@ -99,6 +184,21 @@ def evaluated(statistics: Statistics) -> dict[str, float]:
     return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
+def disagreements(written: Mapping[str, Any], statistics: Statistics) -> list[str]:
+    """A line for each metric that is not the one that the statistics give."""
+    own = evaluated(statistics)
+
+    def same(name: str) -> bool:
+        value = written.get(name)
+        return name in own and isinstance(value, int | float) and abs(value - own[name]) <= ROUNDING
+
+    return [
+        f"{name} is {written.get(name)}, the statistics beside it give {own.get(name)}"
+        for name in sorted(written.keys() | own.keys())
+        if not same(name)
+    ]
+
+
 def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float] | None:
     """Percentile bootstrap interval (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, section 13.3).
 
@@ -112,19 +212,17 @@ def interval(values: np.ndarray, level: float = LEVEL) -> tuple[float, float] | 
 
 
 def two_sided_p(differences: np.ndarray) -> float | None:
-    """Of the hypothesis that two models are equally good, from their (R,) differences on the same resamples.
+    """Of the hypothesis that of every image either model could have had the other's result, from (R,) differences as ``randomized`` gives
+    them; None where nothing was observed.
 
-    The paired bootstrap (Koehn, Statistical Significance Tests for Machine Translation Evaluation, EMNLP 2004), two-sided by doubling the
-    smaller tail: the level at which the percentile interval of the difference just reaches zero (Efron and Tibshirani 1993, section 15.4).
-    Resampling keeps the predictions of a model together; exchanging them image by image between two models, as permutation tests do,
-    would rank the scores of one model among those of another in average precision. At least 2 / (R + 1); 1 when all differences are 0.
-    None where ``interval`` has none.
+    The paired randomization test (Noreen, Computer-Intensive Methods for Testing Hypotheses, 1989; for metrics that are no means Yeh, More
+    accurate tests for the statistical significance of result differences, COLING 2000): the share of swaps with a difference at least as
+    large as the observed one, which is among them (Phipson and Smyth, Permutation P-values Should Never Be Zero, SAGMB 9(1), 2010). So chance
+    is called a difference no more often than the level says, with any number of images. Swaps that leave nothing to measure count as large.
     """
-    defined = differences[~np.isnan(differences)]
-    if 2 * defined.size <= differences.size:
+    if math.isnan(differences[0]):
         return None
-    tail = min(int((defined <= 0).sum()), int((defined >= 0).sum()))
-    return float(min(1.0, 2 * (tail + 1) / (defined.size + 1)))
+    return float(np.mean(~(np.abs(differences) < abs(differences[0]) - ROUNDING)))
 
 
 def _panoptic(statistics: Statistics, weights: np.ndarray) -> dict[str, np.ndarray]:
@@ -147,9 +245,9 @@ def _semantic(statistics: Statistics, weights: np.ndarray) -> dict[str, np.ndarr
     hits, truth, predicted = (values[:, statistics.counted] for values in parts)
     measured = truth.any(1)
     found = {
-        "mIoU": _mean(_divide(hits, truth + predicted - hits)),
-        "mean_accuracy": _mean(_divide(hits, truth)),
-        "pixel_accuracy": _divide(hits.sum(1), truth.sum(1)),
+        "mIoU": _mean(divide(hits, truth + predicted - hits)),
+        "mean_accuracy": _mean(divide(hits, truth)),
+        "pixel_accuracy": divide(hits.sum(1), truth.sum(1)),
     }
     return {name: np.where(measured, values, np.nan) for name, values in found.items()}
 
@@ -185,7 +283,7 @@ def _coco(statistics: Statistics, kind: str, weights: np.ndarray, names: Sequenc
                 values = [curves[threshold][1 if average.recall else 0] for threshold in average.thresholds]
                 sums[name] += np.where(objects > 0, np.mean(values, 0), 0)
                 classes[name] = classes[name] + (objects > 0)
-    return {name: _divide(sums[name], classes[name]) for name in names}
+    return {name: divide(sums[name], classes[name]) for name in names}
 
 
 def _ranked(columns: Columns, label: int) -> Columns:
@@ -248,13 +346,7 @@ def _flags(labels: Sequence[int], statistics: Statistics) -> np.ndarray:
     return np.isin(np.arange(len(statistics.classes)), labels)
 
 
-def _divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """NaN where the denominator is zero."""
-    ratio: np.ndarray = np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
-    return ratio
-
-
 def _mean(values: np.ndarray) -> np.ndarray:
     """Over the entries of each row that are not NaN; NaN where there is none."""
     defined = ~np.isnan(values)
-    return _divide(np.where(defined, values, 0).sum(1), defined.sum(1))
+    return divide(np.where(defined, values, 0).sum(1), defined.sum(1))

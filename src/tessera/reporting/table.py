@@ -6,6 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from tessera.reporting.collect import RowName
+
+ROW = list(RowName._fields)
+"""What names a row."""
+
 RUNTIME_NAMES = {"torch": "PyTorch", "onnx": "ONNX Runtime", "trt": "TensorRT"}
 
 Standing = Literal["best", "second", ""]
@@ -20,7 +25,7 @@ class Cell:
     std: float | None
     """Over seeds, of the sample (n - 1); None where there is one seed."""
     interval: tuple[float, float] | None = None
-    """95 % bootstrap interval of ``mean`` over images; None unless the table asks for it."""
+    """Bootstrap interval of ``mean`` over images; None unless the table asks for it and there are images enough."""
     difference: float | None = None
     """``mean`` less the baseline's in the same column; None in the baseline's own row and where nothing is compared."""
     p: float | None = None
@@ -55,9 +60,6 @@ class Row:
     """One for each column; None where nothing was measured."""
 
 
-KEYS = ("model", "backbone", "dataset", "variant")
-
-
 @dataclass(frozen=True)
 class ComparisonTable:
     name: str
@@ -72,7 +74,7 @@ class ComparisonTable:
     @property
     def keys(self) -> list[str]:
         """What names a row: dataset and variant only where rows differ in them."""
-        return [key for key in KEYS if key in KEYS[:2] or len({getattr(row, key) for row in self.rows}) > 1]
+        return [key for key in ROW if key in ROW[:2] or len({getattr(row, key) for row in self.rows}) > 1]
 
     @property
     def shows_parameters(self) -> bool:
@@ -92,7 +94,7 @@ class ComparisonTable:
 
     def standings(self, decimals: int) -> list[list[Standing]]:
         """By row and column: the highest and second highest mean of a column among the rows of one dataset, as printed, so that equal
-        texts stand alike; nothing stands out among fewer than two rows, and nothing is second of two."""
+        texts stand alike; nothing stands out among fewer than two rows, nothing is second of two, and nothing beside two best."""
         found: list[list[Standing]] = [[""] * len(self.columns) for _ in self.rows]
         for place in range(len(self.columns)):
             for dataset in {row.dataset for row in self.rows}:
@@ -101,7 +103,7 @@ class ComparisonTable:
                     for number, row in enumerate(self.rows)
                     if row.dataset == dataset and (cell := row.cells[place]) is not None
                 }
-                ranked = sorted(set(means.values()), reverse=True)
+                ranked = sorted(means.values(), reverse=True)
                 for number, mean in means.items():
                     if len(means) > 1 and mean == ranked[0]:
                         found[number][place] = "best"

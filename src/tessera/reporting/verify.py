@@ -7,7 +7,7 @@ Nothing of this is a signature: whoever makes all records of a chain anew goes u
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +18,18 @@ from tessera import provenance
 from tessera.evaluation.statistics import read_statistics
 from tessera.files import UserError, digest_file, read_json
 from tessera.reporting.metrics import make_metrics
-from tessera.reporting.statistics import evaluated
+from tessera.reporting.statistics import disagreements
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import RUNTIMES, differences, lineage
-from tessera.spec.planning import COMPARE_VERSION, FIGURES_VERSION, RUN_STAGES, record_file, statistics_file
-
-TOLERANCE = 1e-9
-"""Between a metric and what its statistics give: sums in another order."""
+from tessera.spec.planning import (
+    RUN_STAGES,
+    Digest,
+    digests_of,
+    figures_lineage,
+    record_file,
+    statistics_file,
+    table_lineage,
+)
 
 
 @dataclass(frozen=True)
@@ -64,19 +69,30 @@ def verify(grid: Grid, path: Path, results: Path) -> Iterator[Finding]:
         if not folders:
             raise UserError(f"{path}: holds no results; nothing to verify")
         yield from _verify_flat_metrics(grid, results)
-    elif path.resolve().parent == results.resolve():
+    elif path.parent.resolve() == results.resolve():
         folders = [path]
     else:
         raise UserError(f"{path}: expected {results} or a folder in it, such as {results}/<experiment>")
     for folder in folders:
-        if folder.name == "tables":
-            yield from _verify_tables(grid, folder)
-        elif folder.name == "figures":
-            yield from _verify_figures(grid, folder)
-        elif folder.name in grid.parts:
-            yield from _verify_experiment(grid, folder)
-        else:
-            yield from _verify_other(folder)
+        try:
+            yield from _verify_folder(grid, folder)
+        except OSError as error:
+            yield Finding(
+                "broken",
+                folder,
+                f"{error.filename} cannot be read ({error.strerror}); the rest of the folder went unchecked",
+            )
+
+
+def _verify_folder(grid: Grid, folder: Path) -> Iterator[Finding]:
+    if folder.name == "tables":
+        yield from _verify_tables(grid, folder)
+    elif folder.name == "figures":
+        yield from _verify_figures(grid, folder)
+    elif folder.name in grid.parts:
+        yield from _verify_experiment(grid, folder)
+    else:
+        yield from _verify_other(folder)
 
 
 def _verify_experiment(grid: Grid, folder: Path) -> Iterator[Finding]:
@@ -106,19 +122,12 @@ def _verify_experiment(grid: Grid, folder: Path) -> Iterator[Finding]:
 
 
 def _verify_tables(grid: Grid, folder: Path) -> Iterator[Finding]:
-    wanted = {
-        folder / f"{name}.json": {"version": COMPARE_VERSION, "definition": table.model_dump(mode="json")}
-        for name, table in grid.tables.items()
-    }
-    yield from _verify_reports(grid, folder, sorted(folder.glob("*.json")), wanted)
+    yield from _verify_reports(grid, folder, {folder / f"{name}.json": name for name in grid.tables}, table_lineage)
 
 
 def _verify_figures(grid: Grid, folder: Path) -> Iterator[Finding]:
-    wanted = {
-        folder / name / "figures.json": {"version": FIGURES_VERSION, "metrics": table.metrics}
-        for name, table in grid.tables.items()
-    }
-    yield from _verify_reports(grid, folder, sorted(folder.glob("*/figures.json")), wanted)
+    known = {folder / name / "figures.json": name for name in grid.tables}
+    yield from _verify_reports(grid, folder, known, figures_lineage)
 
 
 def _verify_flat_metrics(grid: Grid, results: Path) -> Iterator[Finding]:
@@ -134,21 +143,27 @@ def _verify_flat_metrics(grid: Grid, results: Path) -> Iterator[Finding]:
                 yield Finding("holds", path, "made again from the evaluations")
             else:
                 yield Finding("broken", path, "the evaluations give other numbers")
-    except UserError as error:
+    except (UserError, OSError) as error:
         yield Finding("broken", written[0], f"cannot be made again: {error}")
 
 
 def _verify_reports(
-    grid: Grid, folder: Path, paths: Sequence[Path], wanted: Mapping[Path, dict[str, Any]]
+    grid: Grid, folder: Path, known: Mapping[Path, str], lineage_of: Callable[[Grid, str, Digest], dict[str, Any]]
 ) -> Iterator[Finding]:
-    """Of tables; ``wanted``: the lineage of each that the configuration has."""
+    """``known``: the records that there can be, and the table that each is of."""
     found: dict[Path, dict[str, Any]] = {}
-    for path in paths:
-        if path not in wanted:
+    digest = digests_of(grid)
+    # Tables lie in the folder, figures in folders of their own.
+    for path in sorted({*folder.glob("*.json"), *folder.glob("*/figures.json")}):
+        if path not in known:
             yield Finding("broken", path, "config/config.yaml has no such table")
             continue
-        table = path.stem if path.parent == folder else path.parent.name
-        document = yield from _verify_record(path, wanted[path], {"table": table})
+        try:
+            wanted = lineage_of(grid, known[path], digest)
+        except UserError as error:
+            yield Finding("broken", path, f"what it should be made from can no longer be said: {error}")
+            continue
+        document = yield from _verify_record(path, wanted, {"table": known[path]})
         if document is not None:
             found[path] = document
     yield from _strangers(folder, found)
@@ -188,58 +203,51 @@ def _verify_record(path: Path, wanted: dict[str, Any] | None, expected: Mapping[
             problems.append(f"says that its {key} is {document.get(key)}, expected {value}; was it copied by hand?")
     changed = [] if wanted is None else differences(document.get("lineage"), wanted)
     problems += [f"was made from another spec: {line}" for line in changed[:20]]
-    held = []
-    for name, digest in document["outputs"].items():
-        output = path.parent / name
-        if not output.is_file():
-            problems.append(f"{name}, which was written with it, is not there")
-        elif digest_file(output) != digest:
-            problems.append(f"{name} is not the file that was written with it")
-        else:
-            held.append(name)
-    for name, digest in document["inputs"].items():
-        source = path.parent / name
-        if not source.is_file():
-            yield Finding("warning", path, f"{name}, from which it was made, is not here to be compared")
-        elif digest_file(source) != digest:
-            problems.append(f"was made from another {name} than the one here")
-        else:
-            held.append(name)
+    outputs, inputs = (_compare(path.parent, document[key]) for key in ("outputs", "inputs"))
+    problems += [f"{name}, which was written with it, is not there" for name in outputs["missing"]]
+    problems += [f"{name} is not the file that was written with it" for name in outputs["other"]]
+    problems += [f"was made from another {name} than the one here" for name in inputs["other"]]
+    problems += [f"{name} cannot be read by this user" for name in outputs["unreadable"] + inputs["unreadable"]]
+    for name in inputs["missing"]:
+        yield Finding("warning", path, f"{name}, from which it was made, is not here to be compared")
     for problem in problems:
         yield Finding("broken", path, problem)
     if not problems:
+        held = outputs["same"] + inputs["same"]
         files = f"{', '.join(held[:6])}{f' and {len(held) - 6} more files' if len(held) > 6 else ''}"
         parts = ["seal", *(["lineage"] if wanted is not None else []), *([files] if files else [])]
         yield Finding("holds", path, ", ".join(parts))
     return document
 
 
+def _compare(folder: Path, digests: Mapping[str, str]) -> dict[str, list[str]]:
+    """Names of files, by what became of them: ``same``, ``other``, ``missing``, ``unreadable``."""
+    found: dict[str, list[str]] = {state: [] for state in ("same", "other", "missing", "unreadable")}
+    for name, digest in digests.items():
+        try:
+            present = (folder / name).is_file()
+            state = "missing" if not present else "same" if digest_file(folder / name) == digest else "other"
+        except OSError:
+            state = "unreadable"
+        found[state].append(name)
+    return found
+
+
 def _verify_metrics(path: Path, document: Mapping[str, Any]) -> Iterator[Finding]:
     """The numbers of eval.json made again from its statistics."""
-    statistics = statistics_file(path)
     written = document.get("metrics")
     try:
-        derived = evaluated(read_statistics(statistics))
+        statistics = read_statistics(statistics_file(path))
         if not isinstance(written, dict):
             raise UserError(f"{path}: has no `metrics`")
     except UserError as error:
         yield Finding("broken", path, f"its metrics cannot be made again: {error}")
         return
-    wrong = [
-        f"{name} is {written.get(name)}, {statistics.name} gives {derived.get(name)}"
-        for name in sorted(written.keys() | derived.keys())
-        if not _equal(written.get(name), derived.get(name))
-    ]
+    wrong = disagreements(written, statistics)
     for line in wrong:
         yield Finding("broken", path, line)
     if not wrong:
-        yield Finding("holds", path, f"{len(derived)} metrics made again from {statistics.name}")
-
-
-def _equal(one: Any, two: Any) -> bool:
-    if one is None or two is None:
-        return one is two
-    return isinstance(one, int | float) and abs(one - two) <= TOLERANCE
+        yield Finding("holds", path, f"{len(written)} metrics made again from {statistics_file(path).name}")
 
 
 def _strangers(folder: Path, found: Mapping[Path, Mapping[str, Any]]) -> Iterator[Finding]:
