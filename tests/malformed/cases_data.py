@@ -103,7 +103,7 @@ ANNOTATIONS = [
         "panoptic-image-id-of-text",
         CHECK,
         "dataset demo",
-        ("images, entry 2: id is 'two'", "expected a whole number"),
+        ("images, entry 2: id is 'two'", "expected a whole number of 0 or more"),
         (edit(PANOPTIC, put("images.1.id", "two")),),
         lines=3,
     ),

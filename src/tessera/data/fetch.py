@@ -53,9 +53,9 @@ def fetch_dataset(dataset: DatasetSpec, data_root: str, progress: bool = True) -
         for folder, archive in dataset.fetch.items():
             target = home / folder
             remove_abandoned(target)
-            _require_own(target, dataset, folder)
             if _is_whole(target, archive.sha256):
                 continue
+            _require_own(target, dataset, folder)
             path, found = _acquire(archive, home / ".downloads", data_root, bars)
             if archive.sha256 is None:
                 undeclared.append(f"  fetch.{folder} ({archive.address}):\n    sha256: {found}")

@@ -36,6 +36,7 @@ from tessera.files import (
     only_process,
     raise_all,
     reading_json,
+    remove_abandoned,
     write_json,
 )
 from tessera.ops.image_size import read_image_size
@@ -96,8 +97,7 @@ def convert_dataset(dataset: DatasetSpec, data_root: str, processes: int = 1, pr
     home = Path(GENERATED_ROOT) / dataset.name
     busy = f"{home}: another `tessera convert {dataset.name}` is at work; wait for it, or stop it first"
     with only_process(home / ".convert.lock", busy):
-        for abandoned in home.glob(f".{CONVERTED}.*"):
-            shutil.rmtree(abandoned)
+        remove_abandoned(home / CONVERTED)
         with atomic_folder(home / CONVERTED) as folder:
             writer = _Writer(folder, classes)
             with tempfile.TemporaryDirectory(dir=folder) as scratch:
