@@ -12,8 +12,19 @@ import pytest
 from tessera import gpus
 from tessera.files import UserError
 
-STAGE = "import os, sys; from tessera import gpus; gpus.hold({}); print(os.environ.get('CUDA_VISIBLE_DEVICES'), flush=True); {}"
+STAGE = """
+import os, sys
+from pathlib import Path
+from tessera import gpus
+os.umask({umask})
+gpus.LOCKS = Path(sys.argv[1])
+gpus.hold({arguments})
+print(os.environ.get("CUDA_VISIBLE_DEVICES"), flush=True)
+{then}
+"""
 STAY = "sys.stdin.read()"
+CHOSEN = {"CUDA_VISIBLE_DEVICES": "7", "SLURM_JOB_ID": "7", "LOCAL_RANK": "7", "SLURM_STEP_NUM_TASKS": "2"}
+"""Of those who chose already: the user, SLURM, torchrun, srun."""
 
 
 @pytest.fixture
@@ -21,11 +32,11 @@ def start(tmp_path: Path):
     """Starts a stage that holds GPUs until its stdin closes or it is killed."""
     started = []
 
-    def start_stage(arguments: str = "", then: str = STAY, **changes: str) -> subprocess.Popen[str]:
-        environment = {name: value for name, value in os.environ.items() if name not in gpus.CHOSEN}
+    def start_stage(arguments: str = "", then: str = STAY, umask: int = 0o022, **changes: str) -> subprocess.Popen[str]:
+        environment = {name: value for name, value in os.environ.items() if name not in CHOSEN}
         process = subprocess.Popen(
-            [sys.executable, "-c", STAGE.format(arguments, then)],
-            env=environment | {"TESSERA_GPUS": "2", "TMPDIR": str(tmp_path)} | changes,
+            [sys.executable, "-c", STAGE.format(arguments=arguments, then=then, umask=umask), str(tmp_path)],
+            env=environment | {"TESSERA_GPUS": "2"} | changes,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -78,11 +89,34 @@ def test_named_gpus_are_waited_for_and_keep_their_numbers(start) -> None:
     assert "waiting for 1 free GPU(s) of 1;" in again.stderr.readline()
 
 
-@pytest.mark.parametrize("chosen", gpus.CHOSEN)
+@pytest.mark.parametrize("chosen", CHOSEN)
 def test_who_chose_already_is_not_contradicted(start, chosen: str) -> None:
     holders = [start(), start()]
     assert {got(holder) for holder in holders} == {"0", "1"}
-    assert got(start(**{chosen: "7"})) == ("7" if chosen == "CUDA_VISIBLE_DEVICES" else "None")
+    assert got(start(**{chosen: CHOSEN[chosen]})) == ("7" if chosen == "CUDA_VISIBLE_DEVICES" else "None")
+
+
+@pytest.mark.parametrize("job", ["", "11"])
+def test_of_several_visible_gpus_each_stage_gets_its_own(start, job: str) -> None:
+    """The user made two visible to Snakemake, or SLURM gave two to one interactive job."""
+    visible = {"CUDA_VISIBLE_DEVICES": "2,GPU-3"} | ({"SLURM_JOB_ID": job} if job else {})
+    first, second = start(**visible), start(**visible)
+    assert {got(first), got(second)} == {"2", "GPU-3"}
+    assert "waiting for 1 free GPU(s) of 2, GPU-3;" in start(**visible).stderr.readline()
+    assert got(start("2", **visible)) == "2,GPU-3"
+    # The numbers of another job are those of other GPUs.
+    assert got(start(**visible | {"SLURM_JOB_ID": "12"})) == "2"
+
+
+def test_named_ones_are_counted_among_the_visible(start) -> None:
+    named = start("1, [1]", CUDA_VISIBLE_DEVICES="2,3")
+    assert got(named) == "2,3"
+    assert got(start(CUDA_VISIBLE_DEVICES="3,2")) == "2"
+
+
+def test_another_user_can_lock_what_a_user_of_any_umask_made(start, tmp_path: Path) -> None:
+    assert got(start(umask=0o077)) == "0"
+    assert (tmp_path / "tessera-gpu-0.lock").stat().st_mode & 0o777 == 0o644
 
 
 def test_a_machine_without_enough_gpus_leaves_the_choice_to_the_stage(start) -> None:

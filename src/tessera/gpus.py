@@ -1,7 +1,7 @@
 """The GPUs of this machine, one stage each: Snakemake counts them but does not say which.
 
-The lock of a GPU is an ``flock`` on a file of its own, which the kernel frees when the process ends, however it ends. Known without
-torch, so that nothing touches a GPU before it is chosen.
+The lock of a GPU is an ``flock`` on a file of its own, which the kernel frees when the stage ends, however it ends; loader processes
+that outlive a killed one keep it for the seconds until they notice. Known without torch, so that nothing touches a GPU before it is chosen.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ from __future__ import annotations
 import fcntl
 import os
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tessera.files import UserError
 
 COUNT = "TESSERA_GPUS"
 """Environment variable: number of GPUs to hand out, in place of those found; 0 hands out none. Tests without a GPU set it."""
-CHOSEN = ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "LOCAL_RANK")
-"""Environment variables of those who chose already: the user, SLURM, torchrun."""
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+"""Environment variable: numbers or names of the GPUs that a process sees. The user sets it, and SLURM."""
+LOCKS = Path("/tmp")
+"""One folder for all users of a machine, whatever their TMPDIR."""
 POLL_SECONDS = 1.0
 
 _held: list[int] = []
@@ -45,36 +46,44 @@ def choose(wanted: int, ids: Sequence[int], available: int) -> list[int]:
 def hold(wanted: int = 1, ids: Sequence[int] = (0,)) -> None:
     """Waits until ``wanted`` GPUs are free, keeps them until this process ends and makes them the only visible ones.
 
-    ``ids`` other than the default are taken at their word: exactly these are waited for and all stay visible. Does nothing where somebody
-    else chose, and where there are fewer GPUs than wanted, which the stage itself reports.
+    ``ids`` other than the default are taken at their word: exactly these are waited for and all stay visible. Does nothing where srun or
+    torchrun started one process a GPU, where no more GPUs were made visible than are wanted, and where the machine has fewer, which the
+    stage itself reports.
     """
-    if any(name in os.environ for name in CHOSEN):
+    job, chosen = os.environ.get("SLURM_JOB_ID"), os.environ.get(VISIBLE)
+    if "LOCAL_RANK" in os.environ or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return
-    available = count_gpus()
+    if chosen is None and job is not None:  # SLURM gave none
+        return
+    names = [str(index) for index in range(count_gpus())] if chosen is None else chosen.split(",")
     named = list(ids) != [0]
-    candidates = choose(wanted, ids, available) if named else list(range(available))
-    if not available or wanted > available or max(candidates) >= available:
+    candidates = choose(wanted, ids, len(names)) if named else list(range(len(names)))
+    if not names or max(candidates) >= len(names) or wanted > len(names):
         return
+    if chosen is not None and wanted == len(names):
+        return
+    # Within a job SLURM may count its GPUs from 0.
+    locks = {index: f"{job}-{names[index]}" if job else names[index] for index in candidates}
     said = False
-    while (taken := _take(candidates, wanted)) is None:
+    while (taken := _take(locks, wanted)) is None:
         if not said:
-            which = ", ".join(map(str, candidates))
+            which = ", ".join(names[index] for index in candidates)
             print(
-                f"waiting for {wanted} free GPU(s) of {which}; other stages hold them. CUDA_VISIBLE_DEVICES=<number> takes one regardless",
+                f"waiting for {wanted} free GPU(s) of {which}; other stages hold them. {VISIBLE}=<number> takes one regardless",
                 file=sys.stderr,
                 flush=True,
             )
             said = True
         time.sleep(POLL_SECONDS)
     if not named:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, taken))
+        os.environ[VISIBLE] = ",".join(names[index] for index in taken)
 
 
-def _take(candidates: Sequence[int], wanted: int) -> list[int] | None:
+def _take(locks: Mapping[int, str], wanted: int) -> list[int] | None:
     """All or none, so that two stages never wait for each other."""
     taken: dict[int, int] = {}
-    for index in candidates:
-        if len(taken) < wanted and (handle := _lock(index)) is not None:
+    for index, name in locks.items():
+        if len(taken) < wanted and (handle := _lock(name)) is not None:
             taken[index] = handle
     if len(taken) < wanted:
         for handle in taken.values():
@@ -84,13 +93,17 @@ def _take(candidates: Sequence[int], wanted: int) -> list[int] | None:
     return list(taken)
 
 
-def _lock(index: int) -> int | None:
+def _lock(name: str) -> int | None:
     """Another user's file can be read, and that is enough to lock it."""
-    path = Path(tempfile.gettempdir()) / f"tessera-gpu-{index}.lock"
+    path = LOCKS / f"tessera-gpu-{name.strip().replace('/', '_')}.lock"
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        mask = os.umask(0)
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        finally:
+            os.umask(mask)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
