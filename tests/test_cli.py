@@ -18,3 +18,24 @@ def test_a_log_on_a_full_disk_hides_no_message(tmp_path: Path) -> None:
     warning, error = done.stderr.splitlines()
     assert warning == "warning: /dev/full: cannot be written (No space left on device); the log ends here"
     assert error.startswith("error: config/config.yaml: no such file")
+
+
+LOST = """
+import os, sys
+from pathlib import Path
+from tessera.log import start_log
+
+terminal, own = os.openpty()
+os.dup2(own, 2)
+start_log(Path(sys.argv[1]))
+print("heard", file=sys.stderr, flush=True)
+os.close(terminal)
+print("unheard", file=sys.stderr, flush=True)
+"""
+
+
+def test_a_lost_terminal_ends_no_stage(tmp_path: Path) -> None:
+    """What is printed afterwards is in the log alone."""
+    log = tmp_path / "logs/stage.log"
+    subprocess.run([sys.executable, "-c", LOST, str(log)], check=True)
+    assert log.read_text().endswith("\nheard\nunheard\n")

@@ -22,7 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "evaluation": GROUND | {"ops"},
     "inference": GROUND | {"ops", "models"},
     "gpus": {"files"},
-    "training": GROUND | {"ops", "models", "data", "evaluation", "gpus"},
+    "log": set(),
+    "training": GROUND | {"ops", "models", "data", "evaluation", "gpus", "log"},
     "deploy": GROUND | {"ops", "models", "data", "inference"},
     "reporting": GROUND,
 }
@@ -140,7 +141,7 @@ LIGHT = [
     module_name(path)
     for path in FILES
     if path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    in ("spec", "files", "gpus", "structures", "provenance", "reporting", "cli")
+    in ("spec", "files", "gpus", "log", "structures", "provenance", "reporting", "cli")
 ]
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 import traceback
-from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tessera import gpus
 from tessera.files import UNWRITABLE, UserError, read_json, write_json, write_text
+from tessera.log import start_log
 from tessera.provenance import digests, sealed
 from tessera.spec.lineage import RUNTIMES, STAGES, lineage, lineage_digest
 from tessera.spec.planning import RUN_STAGES, record_file, statistics_file
@@ -576,62 +575,10 @@ def _found_lineage(experiment: str, stage: str, runtime: str, precision: str) ->
     return found
 
 
-class _Log:
-    """What its disk refuses ends the log and not the stage, which says so once."""
-
-    def __init__(self, path: Path, stderr: TextIO) -> None:
-        self.path, self.stderr = path, stderr
-        self.file: FileIO | None = path.open("wb", buffering=0)  # nothing is left to be written when it is closed
-
-    def write(self, text: str) -> None:
-        if self.file is None:
-            return
-        try:
-            self.file.write(text.encode(errors="backslashreplace"))
-        except OSError as error:
-            self.file = None
-            print(f"warning: {self.path}: cannot be written ({error.strerror}); the log ends here", file=self.stderr)
-
-
-class _Tee:
-    """Writes to a stream and to a log; claims to be no terminal, so that progress comes as plain lines in both."""
-
-    def __init__(self, stream: TextIO, log: _Log) -> None:
-        self.stream, self.log = stream, log
-
-    def write(self, text: str) -> int:
-        self.log.write(text)
-        try:
-            return self.stream.write(text)
-        except BrokenPipeError:
-            return len(text)
-
-    def flush(self) -> None:
-        try:
-            self.stream.flush()
-        except BrokenPipeError:
-            return
-
-    def isatty(self) -> bool:
-        return False
-
-    def fileno(self) -> int:
-        return self.stream.fileno()
-
-    @property
-    def encoding(self) -> str:
-        return self.stream.encoding
-
-
 def _start_log(log: Path | None) -> None:
     """One process of a training on several machines writes it; SLURM collects what the others print."""
-    if log is None or int(os.environ.get("SLURM_PROCID", "0")):
-        return
-    log.parent.mkdir(parents=True, exist_ok=True)
-    stream = _Log(log, sys.stderr)
-    stream.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(['tessera', *sys.argv[1:]])}\n")
-    sys.stdout = _Tee(sys.stdout, stream)
-    sys.stderr = _Tee(sys.stderr, stream)
+    if log is not None and not int(os.environ.get("SLURM_PROCID", "0")):
+        start_log(log)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,17 @@ from tessera.spec.lineage import CONVERT_VERSION, GENERATOR_VERSION, STAGES
 SOURCE = Path(__file__).parents[2] / "src" / "tessera"
 RECORD = Path(__file__).with_name("versions.json")
 
-NO_STAGE = ("cli.py", "files.py", "gpus.py", "provenance.py", "structures.py", "__init__.py", "spec", "reporting")
+NO_STAGE = (
+    "cli.py",
+    "files.py",
+    "gpus.py",
+    "log.py",
+    "provenance.py",
+    "structures.py",
+    "__init__.py",
+    "spec",
+    "reporting",
+)
 """What no stage's version speaks for: it carries values and files but computes no result. Table layouts are looked at, not reused."""
 
 

@@ -1,5 +1,7 @@
 """Names, the number kept, and one writer at a time."""
 
+import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -81,10 +83,25 @@ def test_second_writer_is_refused_and_a_killed_one_forgotten(tmp_path):
     )
     assert process.stdout.readline() == "locked\n"
     folder = Folder(tmp_path, "tiny", 10)
-    with pytest.raises(UserError, match=rf"pid {process.pid} on .*SLURM job 4711"), folder.lock():
+    with pytest.raises(UserError, match=rf"pid {process.pid} on .*SLURM job 4711.*delete .*/lock"), folder.lock():
         pass
     process.kill()
     process.wait(10)
     with folder.lock():
         assert f"pid {os.getpid()} on" in (tmp_path / "lock").read_text()
     os.killpg(process.pid, 9)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks(tmp_path, monkeypatch, number):
+    """Lustre and NFS, as some of them are mounted."""
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    with (
+        pytest.raises(UserError, match=r"lock: cannot be locked \(.*set `checkpoints`"),
+        Folder(tmp_path, "tiny", 10).lock(),
+    ):
+        pass

@@ -47,21 +47,24 @@ def test_two_processes_equal_one_with_the_doubled_batch(root, work):
 
 
 def test_two_processes_stop_together_and_continue(work):
+    """By what the parent passes on; and by what the whole group gets, which each then hears twice."""
     changes = TWO | {"train.verbose": True}
-    process = toy.start(work, changes)
-    toy.read_until(process, "step 2:")
-    process.send_signal(signal.SIGTERM)
-    rest = process.stderr.read()
-    assert process.wait(30) == 143, rest
-    assert rest.count("stopped after step") == 1 and "Traceback" not in rest
+    for send, signum, code in ((os.kill, signal.SIGTERM, 143), (os.killpg, signal.SIGINT, 130)):
+        process = toy.start(work, changes, threads=2, log=work / "train.log", start_new_session=True)
+        before = "".join(toy.read_until(process, ": lr of"))
+        assert "CPU, 1 thread(s), 2 processes" in before  # the job's two are shared out
+        send(process.pid, signum)
+        rest = process.stderr.read()
+        assert process.wait(30) == code, rest
+        assert rest.count("stopped after step") == 1 and "Traceback" not in rest
+        logged = (work / "train.log").read_text().partition("\n")[2]  # all that parent and workers said
+        assert sorted(logged.splitlines()) == sorted((before + rest).splitlines())
     process = toy.start(work, changes)
     log = process.stderr.read()
     assert process.wait(30) == 0, log
     assert "continuing from step" in log
-    assert [start["step"] > 1 for start in json.loads((work / "results/toy/train.json").read_text())["starts"]] == [
-        False,
-        True,
-    ]
+    starts = [start["step"] for start in json.loads((work / "results/toy/train.json").read_text())["starts"]]
+    assert starts == sorted(set(starts)) and len(starts) == 3
 
 
 def test_mistake_in_one_process_is_told_once(work):

@@ -3,8 +3,10 @@
 import json
 import os
 import pickle
+import pty
 import random
 import signal
+import sys
 
 import pytest
 import torch
@@ -113,6 +115,26 @@ def test_signal_saves_and_leaves(root, work, signum, code):
     assert "stopped after step" in rest and "Traceback" not in rest and "worker" not in rest
     assert not (work / "results").exists()
     results = toy.run(work, changes)
+    assert starts(results)[-1] >= 2
+    toy.assert_same_results(root / "results/whole", results)
+
+
+def test_lost_terminal_saves_and_leaves(root, work):
+    """As of an ssh connection: SIGHUP, and nothing can be printed any more."""
+    process, terminal = pty.fork()
+    if not process:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` hands on that it is ignored
+        os.chdir(toy.REPOSITORY)
+        os.environ["OMP_NUM_THREADS"] = "1"
+        os.execv(sys.executable, toy.command(work, {"train.verbose": True}))
+    said = b""
+    while b"step 2:" not in said:
+        said += os.read(terminal, 4096)
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.WIFEXITED(status), said.decode()
+    assert not (work / "results").exists()
+    results = toy.run(work)
     assert starts(results)[-1] >= 2
     toy.assert_same_results(root / "results/whole", results)
 

@@ -1,6 +1,6 @@
 """A real training that takes seconds: a Mask2Former of a few thousand parameters on eight generated scenes.
 
-``python -m tests.training.toy <root> [a.b=c ...]`` runs it as a process of its own, for tests that kill it.
+``python -m tests.training.toy <root> <name> <changes as JSON> [<log>]`` runs it as a process of its own, for tests that kill it.
 """
 
 import json
@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from tessera.data.demo import write_demo
+from tessera.log import start_log
 from tessera.spec.schema import Spec, read_spec
 from tessera.training.train import train
 
@@ -76,14 +77,26 @@ def run(root: Path, changes: dict[str, object] | None = None, name: str = "toy")
     return root / "results" / name
 
 
+def command(
+    root: Path, changes: dict[str, object] | None = None, name: str = "toy", module: str = __name__
+) -> list[str]:
+    return [sys.executable, "-m", module, str(root), name, json.dumps(changes or {})]
+
+
 def start(
-    root: Path, changes: dict[str, object] | None = None, name: str = "toy", module: str = __name__, **options
+    root: Path,
+    changes: dict[str, object] | None = None,
+    name: str = "toy",
+    module: str = __name__,
+    threads: int = 1,
+    log: Path | None = None,
+    **options,
 ) -> subprocess.Popen:
     """The same as a process of its own, its stderr readable line by line."""
     return subprocess.Popen(
-        [sys.executable, "-m", module, str(root), name, json.dumps(changes or {})],
+        [*command(root, changes, name, module), *([str(log)] if log else [])],
         cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads)),
         stderr=subprocess.PIPE,
         text=True,
         **options,
@@ -113,4 +126,6 @@ def assert_same_results(one: Path, other: Path) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if len(sys.argv) > 4:
+        start_log(Path(sys.argv[4]))
     run(Path(sys.argv[1]), json.loads(sys.argv[3]), sys.argv[2])

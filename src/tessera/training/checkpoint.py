@@ -20,8 +20,9 @@ NAME = re.compile(r"model_epoch_(\d+)(?:_step_(\d+))?\.pth")
 
 
 def say(message: str) -> None:
-    """One line for people, on the stream that carries progress."""
-    print(message, file=sys.stderr, flush=True)
+    """One line for people, on the stream that carries progress; a lost terminal stops nobody."""
+    with contextlib.suppress(OSError):
+        print(message, file=sys.stderr, flush=True)
 
 
 class Folder:
@@ -111,7 +112,13 @@ class Folder:
             except BlockingIOError:
                 stream.seek(0)
                 raise UserError(
-                    f"{self.path}: another training writes here ({stream.read().strip() or 'unknown process'}); wait for it or stop it"
+                    f"{self.path}: another training writes here ({stream.read().strip() or 'unknown process'}); wait for it or stop it. "
+                    f"If its machine is gone for good, delete {lock}"
+                ) from None
+            except OSError as error:
+                raise UserError(
+                    f"{lock}: cannot be locked ({error.strerror}), so that two trainings could write here; set `checkpoints` in "
+                    "config/config.yaml to a folder on another disk, or have this one mounted with locks (Lustre: option flock; NFS: lockd)"
                 ) from None
             stream.truncate(0)
             job = os.environ.get("SLURM_JOB_ID")

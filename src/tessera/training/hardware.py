@@ -91,10 +91,8 @@ OUT_OF_MEMORY = (
     "Cannot allocate memory",
     "not enough memory",
     "CUDA out of memory",
-    "killed by signal: Killed",
-    "killed by signal: Bus error",
 )
-"""In PyTorch's messages; the last two are of loader processes, which the system ends when main or shared memory is used up."""
+"""In PyTorch's messages. Loader processes that the system ends when memory is used up: data/datamodule.py."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM during training: finish the step, save, leave with 130 or 143."""
+"""Ctrl-C, SIGTERM and a lost terminal during training: finish the step, save, leave with 130, 143 or 129."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from tessera.training.checkpoint import say
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN_SECONDS = 2.0
 """Signals closer together are one request: a terminal, SLURM and our own parent process may each pass on the same one."""
 
@@ -27,7 +27,8 @@ class TrainingStopped(Exception):  # noqa: N818  # a request obeyed is no error
 
 
 class StopRequest:
-    """Remembers the first signal; another one, some seconds later, ends the process at once."""
+    """Remembers the first signal. Ctrl-C some seconds later ends the process at once; SIGTERM does not, because SLURM sends another one at
+    the time limit and then gives time to save."""
 
     def __init__(self, silent: bool = False) -> None:
         self.signum = 0
@@ -40,6 +41,8 @@ class StopRequest:
         if threading.current_thread() is not threading.main_thread():
             return
         for signum in SIGNALS:
+            if signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN:  # as under nohup
+                continue
             previous = signal.signal(signum, self._handle)
             self._before.setdefault(signum, previous)
 
@@ -50,14 +53,15 @@ class StopRequest:
 
     def _handle(self, signum: int, _: FrameType | None) -> None:
         if self.signum:
-            if time.monotonic() - self._since > AGAIN_SECONDS:
+            if signum == signal.SIGINT and time.monotonic() - self._since > AGAIN_SECONDS:
                 signal.signal(signum, signal.SIG_DFL)
                 os.kill(os.getpid(), signum)
             return
         self.signum = signum
         self._since = time.monotonic()
         if not self.silent:
-            say(f"{signal.Signals(signum).name}: finishing this step, then saving; once more to leave at once")
+            again = "; once more to leave at once" if signum == signal.SIGINT else ""
+            say(f"{signal.Signals(signum).name}: finishing this step, then saving{again}")
 
 
 def shield_workers(loader: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from tessera.files import UserError
+from tessera.log import join_log, log_path
 from tessera.spec.schema import Spec
 from tessera.training.interrupt import StopRequest, TrainingStopped
 
@@ -26,7 +27,8 @@ def external_rank(world_size: int) -> int | None:
     """This process's rank where torchrun or srun started all processes of the training; None where we are alone."""
     if "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         return int(os.environ["RANK"])
-    if world_size > 1 and os.environ.get("SLURM_NTASKS") == str(world_size) and "SLURM_PROCID" in os.environ:
+    # Of srun's step: a batch script has SLURM_PROCID and SLURM_NTASKS, too, and is alone.
+    if world_size > 1 and os.environ.get("SLURM_STEP_NUM_TASKS") == str(world_size):
         return int(os.environ["SLURM_PROCID"])
     return None
 
@@ -38,8 +40,11 @@ def launch(spec: Spec, experiment: str, checkpoints: Path, processes: int) -> No
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    threads = max(1, torch.get_num_threads() // processes)
     workers = [
-        context.Process(target=_work, args=(rank, port, os.getpid(), reports, spec, experiment, checkpoints))
+        context.Process(
+            target=_work, args=(rank, port, os.getpid(), threads, log_path(), reports, spec, experiment, checkpoints)
+        )
         for rank in range(processes)
     ]
     forward = _Forward(workers)
@@ -86,7 +91,17 @@ def _reason(reports: Any, codes: list[int | None]) -> Exception:
     return RuntimeError(f"a training process failed (exit codes {codes}); its traceback is above")
 
 
-def _work(rank: int, port: int, parent: int, reports: Any, spec: Spec, experiment: str, checkpoints: Path) -> None:
+def _work(
+    rank: int,
+    port: int,
+    parent: int,
+    threads: int,
+    log: Path | None,
+    reports: Any,
+    spec: Spec,
+    experiment: str,
+    checkpoints: Path,
+) -> None:
     ctypes.CDLL(None).prctl(
         1, signal.SIGKILL
     )  # PR_SET_PDEATHSIG: never outlive a killed parent, whose lock is then free
@@ -98,6 +113,9 @@ def _work(rank: int, port: int, parent: int, reports: Any, spec: Spec, experimen
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    torch.set_num_threads(threads)
+    if log is not None:
+        join_log(log)
     from tessera.training.fit import fit
 
     try:

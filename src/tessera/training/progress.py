@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -103,7 +104,8 @@ class Progress:
 
     def close(self) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with contextlib.suppress(OSError):  # a lost terminal
+                self._bar.stop()
             self._bar = None
         if self._writer is not None:
             self._writer.close()
@@ -116,7 +118,8 @@ class Progress:
 
     def _line(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.console.print(text, highlight=False)
+            with contextlib.suppress(OSError):
+                self._bar.console.print(text, highlight=False)
         else:
             say(text)
 
