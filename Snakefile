@@ -25,4 +25,4 @@ rule all:
 
 
 onstart:
-    announce_engines()
+    begin()

@@ -1,9 +1,16 @@
 # Translates wildcards into questions to the plan; what needs thought lives in src/tessera/spec/planning.py, where pytest sees it.
 import gc
 
-from tessera.spec.planning import FIGURES, Plan, engine_notice, records_notice
+from tessera.spec.planning import (
+    FIGURES,
+    Plan,
+    engine_notice,
+    planned_options,
+    records_notice,
+)
 
 PLAN = Plan(config)
+PLANNED = planned_options()
 
 # Planning makes millions of objects that stay: at Python's own thresholds a quarter of its time goes into looking for garbage among them.
 gc.set_threshold(50_000, 20, 100)
@@ -93,7 +100,9 @@ def metrics_lineage(wildcards):
 # Snakemake tracks no param whose function also asks for the output: where data and resume state lie changes no result.
 def options(verb, runtime="torch"):
     def options_of(wildcards, output):
-        return PLAN.options(wildcards.experiment, verb, runtime, precision_of(wildcards))
+        return PLANNED.get(str(output[0])) or PLAN.options(
+            wildcards.experiment, verb, runtime, precision_of(wildcards)
+        )
 
     return options_of
 
@@ -121,11 +130,16 @@ def launcher(wildcards, output, threads):
     return PLAN.launcher(wildcards.experiment, threads)
 
 
-def announce_engines():
+def begin():
     from tessera.inference.trt_library import availability
 
-    notice = engine_notice(
-        (job.rule.name for job in workflow.dag.needrun_jobs()), availability
-    )
+    jobs = list(workflow.dag.needrun_jobs())
+    notice = engine_notice((job.rule.name for job in jobs), availability)
     if notice:
         logger.warning(notice)
+    stages = [job for job in jobs if "options" in job.params.keys()]
+    PLAN.refuse_lost_data(
+        ((job.rule.name, job.wildcards.experiment) for job in stages),
+        {str(file) for job in jobs for file in job.output},
+    )
+    PLAN.remember({str(job.output[0]): job.params.options for job in stages})

@@ -4,7 +4,7 @@ rule demo:
     log:
         "logs/demo/{dataset}.log",
     wildcard_constraints:
-        dataset=PLAN.generated_datasets(),
+        dataset=PLAN.datasets_with("generator"),
     conda:
         "../envs/tessera.yaml"
     params:
@@ -20,7 +20,7 @@ rule fetch:
     log:
         "logs/fetch/{dataset}.log",
     wildcard_constraints:
-        dataset=PLAN.fetched_datasets(),
+        dataset=PLAN.datasets_with("fetch"),
     conda:
         "../envs/tessera.yaml"
     params:
@@ -39,7 +39,7 @@ rule convert:
     log:
         "logs/convert/{dataset}.log",
     wildcard_constraints:
-        dataset=PLAN.converted_datasets(),
+        dataset=PLAN.datasets_with("convert"),
     conda:
         "../envs/tessera.yaml"
     threads: 4

@@ -84,7 +84,8 @@ class Project:
     def start(self, *arguments: str, fail: str = "", wait: str = "") -> BaseProcess:
         """Snakemake in a process group of its own; the stage ``fail`` fails, the stage ``wait`` waits for the file `go`."""
         path = f"{self.root / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-        environment = {"PATH": path, "FAIL": fail, "WAIT": wait}
+        ours = {name: value for name, value in os.environ.items() if name.startswith("TESSERA_")}
+        environment = {"PATH": path, "FAIL": fail, "WAIT": wait, **ours}
         process = FORKS.Process(
             target=_snakemake, args=(self.root, ["--cores", "2", *arguments], environment, self.said)
         )

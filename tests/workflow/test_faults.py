@@ -139,14 +139,48 @@ def test_clock_jumps(project: Project) -> None:
 
 
 def test_records_deleted(project: Project) -> None:
-    """Without .snakemake/metadata nobody knows what the outputs were made from, and so it is said."""
-    project.run(TARGET)
+    """Without .snakemake/metadata nobody knows what the outputs were made from, and so it is said of every one."""
+    short = "results/mask2former_swin-short/eval.json"
+    project.run(TARGET, short)
     assert "no record" not in project.snakemake("--dry-run", TARGET).stdout
     shutil.rmtree(project.root / ".snakemake")
-    assert "results/ holds outputs, but .snakemake/metadata holds no record" in project.snakemake("-n", TARGET).stdout
+    assert "4 of 4 outputs have no record in .snakemake/metadata" in project.snakemake("-n", TARGET).stdout
     project.run(TARGET, "--forceall")
+    said = project.snakemake("--dry-run", TARGET).stdout
+    assert "2 of 4 outputs have no record" in said
+    assert f"({short}, results/mask2former_swin-short/train.json)" in said
+    project.run(short, "--forceall")
     assert "no record" not in project.snakemake("--dry-run", TARGET).stdout
     assert project.plan(TARGET) == {}
+
+
+def test_data_that_a_rule_made_are_deleted(project: Project) -> None:
+    """Snakemake does not make them again while their check stands: said before any stage runs, with the command that does."""
+    project.run(TARGET)
+    (project.root / "calls.txt").unlink()
+    shutil.rmtree(project.root / "data/demo")
+    assert project.plan(TARGET) == {}, "what is finished needs no data"
+    for changed in ({"postprocess": {"object_mask_threshold": 0.6}}, {"train": {"optim": {"lr": 3.0e-4}}}):
+        project.configure("experiments/mask2former_swin", changed)
+        failed = project.snakemake(TARGET)
+        assert failed.returncode != 0
+        assert "data/demo/manifest.json: no such file" in failed.stdout
+        assert "`snakemake --cores 2 data/demo/manifest.json`" in failed.stdout
+        assert project.calls() == []
+    project.run("data/demo/manifest.json")
+    project.run(TARGET)
+    assert [line.split()[0] for line in project.calls()] == ["demo", "train", "evaluate"]
+
+
+def test_configuration_changed_before_a_job_starts_elsewhere(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster's job is started by a Snakemake of its own, which reads the configuration again, maybe hours later: it must hold the stage to
+    what was planned."""
+    project.run(TARGET)
+    (planned,) = (line for line in project.calls() if line.startswith("train "))
+    project.configure("experiments/mask2former_swin", {"train": {"optim": {"lr": 3.0e-4}}})
+    monkeypatch.setenv("TESSERA_PLANNED", str(project.root / ".snakemake/planned.json"))
+    project.run("results/mask2former_swin/model.pth", "--force", "--no-hooks", "--nolock")
+    assert project.calls()[-1] == planned
 
 
 def test_the_way_back_after_a_failed_retraining(project: Project) -> None:

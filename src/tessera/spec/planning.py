@@ -7,19 +7,21 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tessera.files import UserError, canonical_json
+from tessera.files import UserError, canonical_json, read_json, write_json
 from tessera.spec.compose import Grid, GridFile, Table, load_grid
 from tessera.spec.describe import closest
-from tessera.spec.dvc import refuse_unsafe_repro
+from tessera.spec.dvc import CHECKS, refuse_unsafe_repro
 from tessera.spec.layers import SOURCE_KEYS, SPLIT_SOURCE_KEYS
 from tessera.spec.lineage import (
     GENERATED_ROOT,
     GENERATOR_VERSION,
     SPLITS,
+    STAGES,
     Lineages,
     before_conversion,
     data_digest,
@@ -49,6 +51,12 @@ FIGURES_VERSION = 2
 
 MAX_FIGURE_ROWS = 12
 """Figures tell no more rows of a table apart."""
+
+PLANNED = "TESSERA_PLANNED"
+"""Environment variable: the file with what was planned, for jobs that Snakemake starts through a Snakemake of their own."""
+
+READ_DATA = ("train", *(verb for verb, stage in STAGES.items() if stage.reads_split))
+"""Stages that open the dataset."""
 
 
 RECORDS = {
@@ -183,6 +191,31 @@ class Plan:
         root = shlex.quote(self.root_of(self.dataset_of(experiment)))
         return f"--data-root {root} --expect {self.digest(experiment, verb, runtime, precision)}"
 
+    def refuse_lost_data(self, stages: Iterable[tuple[str, str]], made: Collection[str]) -> None:
+        """Raises UserError where data that a rule made are gone and nothing that is planned makes them again.
+
+        Snakemake would do so only together with their check, which stands. ``stages``: (rule, experiment) of all that is going to run, which
+        makes the files ``made``.
+        """
+        datasets = {self.dataset_of(name) for rule, name in stages if rule.partition("_")[0] in READ_DATA}
+        self._refuse_lost(datasets, made)
+
+    def _refuse_lost(self, datasets: Iterable[str], made: Collection[str] = ()) -> None:
+        markers = sorted(path for dataset in datasets for path in self.dataset_files(dataset))
+        lost = [path for path in markers if path not in made and not Path(path).exists()]
+        if lost:
+            raise UserError(
+                f"{', '.join(lost)}: no such file, so these data are gone, and what is about to run needs them; make them again with "
+                f"`snakemake --cores 2 {' '.join(lost)}`, then start this one again"
+            )
+
+    def remember(self, options: Mapping[str, str]) -> None:
+        """For ``planned_options`` of the processes that this one starts, elsewhere and maybe much later: what is configured by then must not
+        pass for what was planned."""
+        path = Path(".snakemake/planned.json").resolve()
+        write_json(path, options)
+        os.environ[PLANNED] = str(path)
+
     def precision(self, suffix: str) -> str:
         """Of the suffix in a file's name: ``.fp16``, or nothing for fp32."""
         return suffix.removeprefix(".") or "fp32"
@@ -206,19 +239,9 @@ class Plan:
             return ""
         return f"srun --nodes={train.num_nodes} --ntasks-per-node={train.processes} --cpus-per-task={threads} --kill-on-bad-exit=1 "
 
-    def generated_datasets(self) -> str:
-        """Regular expression that matches the names of the datasets with a generator, and nothing else."""
-        names = [name for name in self.grid.file.datasets if self.grid.dataset(name).generator is not None]
-        return "|".join(map(re.escape, names)) or "(?!)"
-
-    def fetched_datasets(self) -> str:
-        """Regular expression that matches the names of the datasets with archives, and nothing else."""
-        names = [name for name in self.grid.file.datasets if self.grid.dataset(name).fetch]
-        return "|".join(map(re.escape, names)) or "(?!)"
-
-    def converted_datasets(self) -> str:
-        """Regular expression that matches the names of the datasets of KITTI folders, and nothing else."""
-        names = [name for name in self.grid.file.datasets if self.grid.dataset(name).convert is not None]
+    def datasets_with(self, key: str) -> str:
+        """Regular expression that matches the names of the datasets with a ``generator``, ``fetch`` or ``convert``, and nothing else."""
+        names = [name for name in self.grid.file.datasets if getattr(self.grid.dataset(name), key)]
         return "|".join(map(re.escape, names)) or "(?!)"
 
     def conversion(self, name: str) -> str:
@@ -316,7 +339,10 @@ class Plan:
         if "DVC_STAGE" not in os.environ:
             return
         made, tracked = set(), set()
-        for name in {self.dataset_of(experiment) for experiment, _, _ in listed_evaluations(self.grid)}:
+        names = {self.dataset_of(experiment) for experiment, _, _ in listed_evaluations(self.grid)}
+        # Snakemake may find nothing to do; DVC wants all its outputs.
+        self._refuse_lost(name for name in names if Path(f"{CHECKS}/{name}.json").exists())
+        for name in names:
             folders = {PurePosixPath(file).parent for file in (*self.dataset_files(name), *self.given_files(name))}
             made |= {str(folder) for folder in folders if folders.isdisjoint(folder.parents)}
             if self.grid.dataset(name).generator is None and not Path(self.data_root).is_absolute():
@@ -382,13 +408,22 @@ def engine_notice(rules: Iterable[str], availability: Callable[[], str | None]) 
 def records_notice(root: Path = Path()) -> str | None:
     """What to say when there are outputs whose making Snakemake knows nothing about, as after .snakemake was deleted."""
     records, results = root / ".snakemake/metadata", root / RESULTS
-    if next(results.glob("*/*.json"), None) is None or (records.is_dir() and next(records.iterdir(), None) is not None):
+    outputs = [path.relative_to(root).as_posix() for path in results.glob("*/*.json")]
+    unknown = sorted(name for name in outputs if not (records / urlsafe_b64encode(name.encode()).decode()).exists())
+    if not unknown:
         return None
+    named = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
     return (
-        f"{results}/ holds outputs, but {records} holds no record of what they were made from: what changed since goes unnoticed. "
-        "Bring the records back (`dvc checkout`), or make the outputs again with --forceall (finished trainings are not repeated); "
-        "`tessera verify` says which of them still hold"
+        f"{len(unknown)} of {len(outputs)} outputs have no record in {records} of what they were made from ({named}): what changed since "
+        "goes unnoticed. Bring the records back (`dvc checkout`), or make the outputs again with --forceall (finished trainings are not "
+        "repeated); `tessera verify` says which of them still hold"
     )
+
+
+def planned_options() -> dict[str, str]:
+    """First output of a job -> its options, as the Snakemake that started this one planned them; empty where none did."""
+    path = os.environ.get(PLANNED)
+    return read_json(Path(path)) if path else {}
 
 
 def _refuse_unheard(config: Mapping[str, Any], file: Mapping[str, Any]) -> None:
