@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tessera.files import canonical_json, digest_text
-from tessera.spec.digests import file_digest, folder_digest, names_digest
+from tessera.spec.digests import UNREADABLE, file_digest, folder_digest, names_digest
 from tessera.spec.dvc import raw_digest
 from tessera.spec.schema import ConvertSpec, DatasetSpec, Spec, SplitSpec
 from tessera.spec.section import Section, inert_keys, is_inert
@@ -184,7 +184,7 @@ def _content_digest(path: Path) -> str:
             return file_digest(path)
         files = {file.name: file_digest(file) for file in sorted(path.iterdir()) if file.is_file()}
     except PermissionError:
-        return "unreadable"
+        return UNREADABLE
     return digest_text(canonical_json(files))
 
 
