@@ -80,7 +80,7 @@ def verbs(project: Project) -> list[str]:
 
 @pytest.mark.parametrize(
     ("signum", "group"),
-    [(signal.SIGKILL, False), (signal.SIGKILL, True), (signal.SIGHUP, False)],
+    [(signal.SIGKILL, False), (signal.SIGKILL, True), (signal.SIGHUP, True)],
     ids=["kill-snakemake", "kill-group", "hangup"],
 )
 def test_snakemake_killed(project: Project, signum: int, group: bool) -> None:
