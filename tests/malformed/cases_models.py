@@ -12,6 +12,7 @@ import torch
 import yaml
 from onnx import TensorProto, helper
 
+from tessera.provenance import sealed
 from tests.malformed.project import (
     EVALUATION,
     EXPERIMENT,
@@ -99,13 +100,18 @@ def foreign(project: Path) -> None:
     onnx.save(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), project / GRAPH)
 
 
-def unsealed(change: Callable[[Any], Any]) -> Break:
+def resealed(change: Callable[[Any], Any]) -> Break:
     """As of an evaluation that was written so."""
-    return edit(EVALUATION, lambda document: change({key: document[key] for key in document if key != "seal"}))
+
+    def apply(document: Any) -> Any:
+        inputs, outputs, _ = (document.pop(key) for key in ("inputs", "outputs", "seal"))
+        return sealed(change(document), inputs, outputs)
+
+    return edit(EVALUATION, apply)
 
 
 def in_evaluation(key: str, value: Any) -> Break:
-    return unsealed(lambda document: put(key, value)(document) or document)
+    return resealed(lambda document: put(key, value)(document) or document)
 
 
 def table(**keys: Any) -> Break:
@@ -333,13 +339,20 @@ GRAPHS = [
 EVALUATIONS = [
     Case("evaluation-missing", COMPARE, EVALUATION, ("no such file",), (remove(EVALUATION),)),
     Case("evaluation-cut-off", COMPARE, EVALUATION, ("not valid JSON", "cut off"), (cut(EVALUATION),)),
-    Case("evaluation-list", COMPARE, EVALUATION, ("is no evaluation file",), (text(EVALUATION, "[1, 2]"),)),
+    Case("evaluation-list", COMPARE, EVALUATION, ("carries no seal",), (text(EVALUATION, "[1, 2]"),)),
+    Case(
+        "evaluation-without-seal",
+        COMPARE,
+        EVALUATION,
+        ("carries no seal", "make it again"),
+        (edit(EVALUATION, lambda document: {key: document[key] for key in document if key != "seal"}),),
+    ),
     Case(
         "evaluation-without-metrics",
         COMPARE,
         EVALUATION,
         ("is no evaluation file", "metrics", "make it again"),
-        (unsealed(lambda document: {key: document[key] for key in document if key != "metrics"}),),
+        (resealed(lambda document: {key: document[key] for key in document if key != "metrics"}),),
     ),
     Case(
         "evaluation-edited-by-hand",
@@ -366,8 +379,8 @@ EVALUATIONS = [
         "evaluation-metric-not-a-number",
         COMPARE,
         EVALUATION,
-        ("metrics.PQ", "finite"),
-        (in_evaluation("metrics.PQ", float("nan")),),
+        ("was edited after it was written",),
+        (edit(EVALUATION, put("metrics.PQ", float("nan"))),),
     ),
     Case(
         "evaluation-of-another-runtime",
