@@ -3,6 +3,7 @@
     python benchmarks/convert.py --speed
     python benchmarks/convert.py --memory
     python benchmarks/convert.py --planning
+    python benchmarks/convert.py --open
 
 Inputs are written to a temporary folder: every image is a hard link to one file. Each measurement is a process of its own. Peak memory is the
 largest resident set that the kernel counted.
@@ -11,6 +12,7 @@ largest resident set that the kernel counted.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import random
@@ -25,10 +27,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from tessera.data.catalog import load_catalog
+from tessera.data.datasets import open_dataset
 from tessera.data.kitti import convert_dataset
 from tessera.spec.digests import folder_digest, names_digest
 from tessera.spec.lineage import data_digest
-from tessera.spec.schema import ConvertSpec, DatasetSpec
+from tessera.spec.schema import ConvertSpec, DatasetSpec, SplitSpec
 
 CLASSES = ("Car", "Van", "Pedestrian", "Cyclist", "DontCare")
 MAPPING = {"car": "vehicle", "van": "vehicle", "pedestrian": "person", "cyclist": "cyclist"}
@@ -144,11 +148,34 @@ def planning() -> None:
         names_digest.cache_clear()
 
 
+def read(shards: int) -> None:
+    split = SplitSpec(images=".", annotations="kitti/converted/shards/train-*.json")
+    dataset = DATASET.model_copy(update={"train": split})
+    start = time.perf_counter()
+    catalog = load_catalog(dataset, "raw", "detection")
+    images = len(open_dataset(dataset, "train", catalog, "detection", "raw"))
+    print(f"{shards} shards, {images} images: open in {time.perf_counter() - start:.2f} s", flush=True)
+
+
+def opening() -> None:
+    """Twice each: the first time makes the indices."""
+    write(100_000, 10, (64, 48))
+    for shards in (8, 1_000):
+        convert = DATASET.convert.model_copy(update={"num_shards": shards})  # type: ignore[union-attr]  # it has one
+        convert_dataset(DATASET.model_copy(update={"convert": convert}), "raw", progress=False)
+        for _ in range(2):
+            measured(functools.partial(read, shards))
+            time.sleep(3)  # What changed just now is not remembered.
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--speed", action="store_true", help="2 000 images of KITTI's size, 1242x375")
     parser.add_argument("--memory", action="store_true", help="1 000, 10 000 and 100 000 images of 10 labels")
     parser.add_argument("--planning", action="store_true", help="digest of 100 000 images and label files, twice")
+    parser.add_argument(
+        "--open", action="store_true", help="100 000 images in 8 and in 1 000 shards, without and with an index"
+    )
     options = parser.parse_args()
     if options.speed:
         in_folder(lambda: speed(2_000, (1242, 375)))
@@ -158,6 +185,8 @@ def main() -> None:
             in_folder(lambda images=images: memory(images))  # type: ignore[misc]  # mypy cannot infer a lambda with a default
     if options.planning:
         in_folder(planning)
+    if options.open:
+        in_folder(opening)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,7 @@ class JoinedDataset(SegmentationDataset):
         self.image_ids = Numbers(_distinct([np.asarray(reader.image_ids, np.int64) for reader in readers]))
         self.file_names = _Names(self)
         # Of a million names the hashes alone are held at once; the names only where some of them may be equal.
-        hashes = np.fromiter(map(hash, self.file_names), np.int64, len(self.image_ids))
-        if len(np.unique(hashes)) < len(hashes):
+        if _repeats(np.fromiter(map(hash, self.file_names), np.int64, len(self.image_ids))):
             report_repeated(self.file_names, "image file name", findings)
 
     def image_path(self, index: int) -> Path:
@@ -99,7 +98,7 @@ class _Names(Column[str]):
 def _distinct(ids: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
     """All ids one after the other; those of a reader are raised where some of them are taken."""
     together = np.concatenate(ids)
-    if len(np.unique(together)) == len(together):
+    if not _repeats(together):
         return together
     taken: set[int] = set()
     largest = -1
@@ -111,6 +110,11 @@ def _distinct(ids: list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
         largest = max(largest, int(own.max(initial=-1)))
         raised.append(own)
     return np.concatenate(raised)
+
+
+def _repeats(values: npt.NDArray[np.int64]) -> bool:
+    ordered = np.sort(values)
+    return bool((ordered[1:] == ordered[:-1]).any())
 
 
 def _common(folders: Sequence[Path]) -> Path:
