@@ -141,7 +141,7 @@ def test_every_figure_is_written_twice_the_same(root: Path) -> None:
         if name.endswith("pdf"):
             assert content.startswith(b"%PDF") and b"Date" not in content and b"/Type3" not in content
         else:
-            assert 900 < Image.open(folder / name).width < 2300
+            assert 600 < Image.open(folder / name).width < 1500
     (folder / "curves.png").write_bytes(b"other")
     broken = [str(found) for found in verify(grid, folder.parent, root / "results") if found.verdict == "broken"]
     assert len(broken) == 1 and "curves.png is not the file" in broken[0]

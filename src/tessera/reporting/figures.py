@@ -37,7 +37,7 @@ from tessera.reporting.style import (
     look,
     save,
 )
-from tessera.reporting.table import RUNTIME_NAMES
+from tessera.reporting.table import runtime_name
 from tessera.spec.compose import Grid
 from tessera.spec.planning import (
     FIGURES,
@@ -94,7 +94,7 @@ def figures(grid: Grid, table: str, results: Path) -> None:
         for name, figure in drawn.items():
             for suffix in ("png", "pdf"):
                 written.append(folder / f"{name}.{suffix}")
-                save(figure, written[-1], dpi=200 if name == "pictures" else 300)
+                save(figure, written[-1])
                 print(written[-1], flush=True)
     document = {
         "table": table,
@@ -165,7 +165,7 @@ def draw_accuracy_time(rows: Sequence[Row], metrics: Sequence[str]) -> Figure:
     columns = list(dict.fromkeys((evaluation.runtime, evaluation.precision) for evaluation in evaluations))
     times = [evaluation.seconds / evaluation.images for evaluation in evaluations]
     key = [
-        Line2D([], [], color=INK, linestyle="none", label=_column_name(column), **_marker(column, INK))
+        Line2D([], [], color=INK, linestyle="none", label=runtime_name(*column), **_marker(column, INK))
         for column in columns
     ]
     figure, stack = _stack(len(metrics), rows, below=BOTTOM + 0.18 + 0.15 * math.ceil(len(key) / 3))
@@ -273,9 +273,7 @@ def _class_blocks(rows: Sequence[Row], metric: str) -> list[ClassBlock]:
         scores = [scores for scores in (_class_scores(first, key) for first in firsts) if len(scores)]
         if scores:
             first = firsts[0]
-            title = (
-                f"{key} (%) by class, {first.dataset} {first.split}, {_column_name((first.runtime, first.precision))}"
-            )
+            title = f"{key} (%) by class, {first.dataset} {first.split}, {runtime_name(first.runtime, first.precision)}"
             found.setdefault(title, {})[number] = pd.concat(scores, axis=1).mean(axis=1)
     blocks = []
     for title, columns in found.items():
@@ -380,12 +378,6 @@ def _hardware(evaluations: Sequence[Evaluation]) -> str:
         return "on a machine that the evaluations do not name"
     gpus = hardware.get("gpus") or []
     return _short(f"on {gpus[0] if gpus else hardware.get('cpu')}, {hardware.get('cores')} cores", 56)
-
-
-def _column_name(column: tuple[str, str]) -> str:
-    """fp32 goes without saying."""
-    runtime, precision = column
-    return RUNTIME_NAMES[runtime] + ("" if precision == "fp32" else f" {precision}")
 
 
 def _marker(column: tuple[str, str], color: str) -> dict[str, Any]:

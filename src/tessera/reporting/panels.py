@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tessera.reporting.style import INK, TEXT_WIDTH
+from tessera.reporting.style import DPI, INK, TEXT_WIDTH
 
 TITLE = 0.2
 CAPTION = 0.14
@@ -32,7 +32,7 @@ def evenly_spread(count: int, wanted: int) -> list[int]:
     return [(2 * number + 1) * count // (2 * wanted) for number in range(wanted)]
 
 
-def draw_sheet(rows: Sequence[Row], columns: int = 1, width: float = TEXT_WIDTH, dpi: int = 200) -> Figure:
+def draw_sheet(rows: Sequence[Row], columns: int = 1, width: float = TEXT_WIDTH, dpi: int = DPI) -> Figure:
     """Rows fill ``columns`` side by side, left to right. ``width`` is in inches; pictures are scaled down to ``dpi``, never up."""
     if not rows or not all(row.pictures for row in rows):
         raise ValueError("a sheet needs rows, and every row a picture")

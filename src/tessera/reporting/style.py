@@ -19,6 +19,9 @@ COLUMN_WIDTH = 3.5
 TEXT_WIDTH = 7.16
 """Inches, of two-column papers (IEEE)."""
 
+DPI = 200
+"""Of PNG files, which are for screens and the report; papers take the PDF."""
+
 INK = "#222222"
 LABEL_SIZE = 6.5
 """Points."""
@@ -69,7 +72,7 @@ def look(number: int) -> Look:
     return Look(COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)])
 
 
-def save(figure: Figure, path: Path, dpi: int = 300) -> None:
+def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """PNG, JPEG or PDF by the suffix, whole or not at all, without a date or a version inside."""
     metadata = {".png": {"Software": None}, ".pdf": dict.fromkeys(("CreationDate", "Creator", "Producer"))}
     with atomic_path(path) as temporary, matplotlib.rc_context(SETTINGS):
