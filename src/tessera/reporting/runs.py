@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,9 @@ from typing import Any
 import pandas as pd
 
 from tessera.files import UserError
-from tessera.reporting.collect import Evaluation, collect, read_document
+from tessera.reporting.collect import Evaluation, RowName, collect, read_document, rows_of
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import lineage
-
-Parts = tuple[str, str, str, str]
-"""Model, backbone, dataset, variants: everything in an experiment's name but the seed."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +41,14 @@ class Row:
 
 
 def collect_rows(grid: Grid, table: str, results: Path) -> list[Row]:
-    """In the table's order. Raises UserError for files that are missing, damaged, or made from another spec than the present one."""
-    found: dict[Parts, list[Run]] = {}
+    """In the table's order. Raises UserError for files that are missing, damaged, or made from another spec than the present one, and for seeds
+    that differ in more than the seed."""
+    found: dict[RowName, list[Run]] = {}
     by_experiment: dict[str, list[Evaluation]] = {}
-    for evaluation in collect(grid, table, results):
+    for evaluation in itertools.chain.from_iterable(rows_of(collect(grid, table, results)).values()):
         by_experiment.setdefault(evaluation.experiment, []).append(evaluation)
     for experiment, evaluations in by_experiment.items():
         first = evaluations[0]
-        parts = (first.model, first.backbone, first.dataset, "-".join(first.variants))
         folder, spec = results / experiment, grid.resolve(experiment).spec
         read_document(folder / "train.json", experiment, lineage(spec, "train"))
         inference = folder / "inference"
@@ -62,7 +60,7 @@ def collect_rows(grid: Grid, table: str, results: Path) -> list[Row]:
                 f"make it again with `snakemake --cores 2 {inference / 'index.json'}`"
             )
         run = Run(experiment, first.seed, evaluations, read_curves(folder / "metrics.csv"), inference, images)
-        found.setdefault(parts, []).append(run)
+        found.setdefault(first.row, []).append(run)
     labels = row_labels(list(found))
     return [Row(label, runs) for label, runs in zip(labels, found.values(), strict=True)]
 
@@ -89,7 +87,7 @@ def read_curves(path: Path) -> pd.DataFrame:
     return curves
 
 
-def row_labels(parts: Sequence[Parts]) -> list[str]:
+def row_labels(parts: Sequence[tuple[str, str, str, str]]) -> list[str]:
     """Model and backbone on the first line, dataset and variants on the second, each only where rows differ in it."""
     differs = [len({row[place] for row in parts}) > 1 for place in range(4)]
     if not any(differs):

@@ -13,6 +13,12 @@ ROW = list(RowName._fields)
 
 RUNTIME_NAMES = {"torch": "PyTorch", "onnx": "ONNX Runtime", "trt": "TensorRT"}
 
+
+def runtime_name(runtime: str, precision: str) -> str:
+    """What executed the network; fp32 goes without saying."""
+    return RUNTIME_NAMES[runtime] + ("" if precision == "fp32" else f" {precision}")
+
+
 Standing = Literal["best", "second", ""]
 
 
@@ -42,9 +48,7 @@ class Column:
 
     @property
     def group(self) -> str:
-        """What executed the network; fp32 goes without saying."""
-        name = RUNTIME_NAMES.get(self.runtime, self.runtime)
-        return name if self.precision == "fp32" else f"{name} {self.precision}"
+        return runtime_name(self.runtime, self.precision)
 
 
 @dataclass(frozen=True)
