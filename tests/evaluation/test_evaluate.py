@@ -168,12 +168,20 @@ def test_the_predictions_file_is_the_same_every_time(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"no gzip", gzip.compress(b"[1, 2")[:-6], gzip.compress(b"{}"), gzip.compress(b"\xff")],
+    [
+        b"",
+        b"no gzip",
+        gzip.compress(b"[1, 2")[:-6],
+        gzip.compress(b"{}"),
+        gzip.compress(b'{"format":1}'),
+        gzip.compress(b"\xff"),
+    ],
     ids=[
         "empty",
         "no gzip",
         "cut off",
         "no predictions",
+        "nothing but the format",
         "no text",
     ],  # the bytes hold the time and would name the cases
 )

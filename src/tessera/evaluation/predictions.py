@@ -12,9 +12,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +21,7 @@ import numpy as np
 import torch
 
 from tessera.evaluation.panoptic import PanopticCounts
-from tessera.files import UserError, canonical_json, write_bytes
+from tessera.evaluation.statistics import reading_compressed, write_compressed
 from tessera.ops.rle import Rle, decode_masks, encode_masks
 from tessera.structures import ClassCatalog, ImageMeta, Instances, Panoptic, Predictions, Segment
 
@@ -47,22 +44,14 @@ class SavedPredictions:
 
 
 def write_predictions(path: Path, mode: str, catalog: ClassCatalog, records: Sequence[dict[str, Any]]) -> None:
-    """Byte-identical for equal input: sorted keys, and no time in the gzip header."""
-    document = {"format": FORMAT, "mode": mode, "catalog": catalog.to_json(), "images": list(records)}
-    write_bytes(path, gzip.compress(canonical_json(document).encode(), compresslevel=6, mtime=0))
+    """Byte-identical for equal input."""
+    write_compressed(path, {"format": FORMAT, "mode": mode, "catalog": catalog.to_json(), "images": list(records)})
 
 
 def read_predictions(path: Path) -> SavedPredictions:
     """Raises UserError when the file is missing, cut off or something else."""
-    try:
-        document = json.loads(gzip.decompress(path.read_bytes()))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected the predictions that evaluate writes") from None
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        raise UserError(f"{path}: not readable as compressed JSON ({error}); is it cut off? Evaluate again") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise UserError(f"{path}: expected predictions of format {FORMAT}, as evaluate writes them; evaluate again")
-    return SavedPredictions(document["mode"], ClassCatalog.from_json(document["catalog"]), document["images"])
+    with reading_compressed(path, "predictions", FORMAT) as document:
+        return SavedPredictions(document["mode"], ClassCatalog.from_json(document["catalog"]), document["images"])
 
 
 def encode_record(

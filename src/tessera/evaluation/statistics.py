@@ -15,10 +15,11 @@ Tables and ``verify`` read this file, so this module needs no torch.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -70,16 +71,17 @@ class Statistics:
 def write_statistics(path: Path, statistics: Statistics) -> None:
     """Byte-identical for equal statistics."""
     parts = {name: {key: values.tolist() for key, values in part.items()} for name, part in statistics.parts.items()}
-    document = {"format": FORMAT, **asdict(statistics), "parts": parts}
+    write_compressed(path, {"format": FORMAT, **asdict(statistics), "parts": parts})
+
+
+def write_compressed(path: Path, document: Mapping[str, Any]) -> None:
+    """JSON, byte-identical for equal content: sorted keys, and no time in the gzip header."""
     write_bytes(path, gzip.compress(canonical_json(document).encode(), compresslevel=6, mtime=0))
 
 
 def read_statistics(path: Path) -> Statistics:
     """Raises UserError when the file is missing, cut off or something else."""
-    try:
-        document = json.loads(gzip.decompress(path.read_bytes()))
-        if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
-            raise ValueError(f"its format is not {FORMAT}")
+    with reading_compressed(path, "statistics", FORMAT) as document:
         for key, type_ in (("classes", str), ("things", int), ("counted", int), ("image_ids", int)):
             if not isinstance(document[key], list) or not all(type(value) is type_ for value in document[key]):
                 raise ValueError(f"{key} is no list of {type_.__name__}")
@@ -91,6 +93,17 @@ def read_statistics(path: Path) -> Statistics:
             if (kind in parts) != (f"{kind}_truth" in parts):
                 raise ValueError(f"only one of {kind} and {kind}_truth is there")
         return Statistics(**{**document, "parts": parts})
+
+
+@contextlib.contextmanager
+def reading_compressed(path: Path, what: str, version: int) -> Iterator[dict[str, Any]]:
+    """Yields the document without its format, and turns what a missing, cut or foreign file raises, then or while it is taken apart, into
+    a UserError."""
+    try:
+        document = json.loads(gzip.decompress(path.read_bytes()))
+        if not isinstance(document, dict) or document.pop("format", None) != version:
+            raise ValueError(f"its format is not {version}")
+        yield document
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; evaluate writes it: `snakemake --cores 2 {path}`") from None
     except OSError as error:
@@ -107,7 +120,7 @@ def read_statistics(path: Path) -> Statistics:
     ) as error:
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise UserError(
-            f"{path}: is no file of statistics of this version, or is cut off ({reason}); evaluate again"
+            f"{path}: is no file of {what} of this version, or is cut off ({reason}); evaluate again"
         ) from None
 
 
