@@ -20,7 +20,7 @@ LEVEL = 0.05
 """Intervals hold 1 - LEVEL; a difference with a smaller p counts as one."""
 
 INTERVAL_IMAGES = 20
-"""Of fewer images there are no intervals: they would hold the truth too rarely (benchmarks/small_test_sets.py)."""
+"""Of fewer images there are no intervals: they would hold the truth too rarely (benchmarks/table_statistics.py)."""
 
 ROUNDING = 1e-9
 """Between two values of a metric that are equal: sums in another order."""
