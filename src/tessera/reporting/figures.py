@@ -94,7 +94,7 @@ def figures(grid: Grid, table: str, results: Path) -> None:
         for name, figure in drawn.items():
             for suffix in ("png", "pdf"):
                 written.append(folder / f"{name}.{suffix}")
-                save(figure, written[-1], dpi=200 if name == "pictures" else 300)
+                save(figure, written[-1])
                 print(written[-1], flush=True)
     document = {
         "table": table,
