@@ -22,5 +22,6 @@ rule train:
         options=options("train"),
         checkpoints=checkpoints,
         launcher=launcher,
+    # `exec`: a shell that waited would die of SLURM's SIGTERM, and its job fail while the training still saves.
     shell:
-        "{params.launcher}tessera train {wildcards.experiment} --checkpoints {params.checkpoints:q} {params.options} --log {log}"
+        "exec {params.launcher}tessera train {wildcards.experiment} --checkpoints {params.checkpoints:q} {params.options} --log {log}"

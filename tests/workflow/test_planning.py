@@ -72,14 +72,16 @@ def test_what_a_training_asks_for(
 ) -> None:
     project = make_project(tmp_path)
     project.configure("variants/short", {"train": train})
-    monkeypatch.setattr("shutil.which", lambda name: name)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
     plan = Plan(CONFIG, tmp_path)
     assert plan.training_resources("mask2former_swin-short") == resources
     assert plan.launcher("mask2former_swin-short", 8) == launcher
 
 
-def test_without_srun_the_training_itself_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_slurm_the_training_itself_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = make_project(tmp_path)
     project.configure("variants/short", {"train": {"num_nodes": 2}})
-    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert Plan(CONFIG, tmp_path).launcher("mask2former_swin-short", 8) == ""

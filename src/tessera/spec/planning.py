@@ -6,7 +6,6 @@ import functools
 import os
 import re
 import shlex
-import shutil
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -233,9 +232,10 @@ class Plan:
         return found | {"threads": TRAIN_THREADS, "mpi": "srun"} | tasks
 
     def launcher(self, experiment: str, threads: int) -> str:
-        """What stands before the command of the train rule: nothing, unless the training spans machines."""
+        """What stands before the command of the train rule: nothing, unless the training spans machines and this is a job of SLURM's. Elsewhere
+        `srun` would ask for machines of its own, without GPUs; there the training says what is missing."""
         train = self.spec(experiment).train
-        if train.num_nodes == 1 or shutil.which("srun") is None:
+        if train.num_nodes == 1 or "SLURM_JOB_ID" not in os.environ:
             return ""
         return f"srun --nodes={train.num_nodes} --ntasks-per-node={train.processes} --cpus-per-task={threads} --kill-on-bad-exit=1 "
 
