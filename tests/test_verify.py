@@ -414,3 +414,19 @@ def test_the_command_line_says_it_and_fails(
     said = capsys.readouterr()
     assert f"broken   {FOLDER}/eval.json: was edited" in said.out
     assert "no longer holds" in said.err
+
+
+def test_what_this_user_may_not_open_is_no_failed_write(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tessera import cli
+
+    def refuse(standalone_mode: bool) -> None:
+        raise PermissionError(13, "Permission denied", "model.pth")
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    said = capsys.readouterr().err
+    assert left.value.code == 1
+    assert said.startswith("error: model.pth: this user may not read or write it") and "cannot be written" not in said
