@@ -319,9 +319,9 @@ def test_a_file_that_cannot_be_read_is_named_and_the_rest_checked(root: Path, mo
     monkeypatch.setattr("tessera.reporting.verify.digest_file", digest)
     (root / FOLDER / "metrics.csv").write_text("epoch,step\n1,1\n")
     said = broken(root)
-    assert "train.json: model.pth cannot be read by this user" in said
+    assert "train.json: model.pth cannot be read" in said
     assert "train.json: metrics.csv is not the file that was written with it" in said
-    assert "eval.json: model.pth cannot be read by this user" in said
+    assert "eval.json: model.pth cannot be read" in said
     assert any(one.path.name == "t.json" and one.verdict == "holds" for one in findings(root))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,7 @@ def _random(key: int, number: int, count: int) -> np.ndarray:
     return np.random.Philox(key=key, counter=[0, 0, 0, number]).random_raw(count)
 
 
-def resampled(statistics: Statistics, resamples: int, names: Iterable[str]) -> dict[str, np.ndarray]:
+def resampled(statistics: Statistics, resamples: int, names: Collection[str]) -> dict[str, np.ndarray]:
     """Metric -> its value on each of the ``resample_weights``: (R,) fractions, NaN where undefined."""
     images = len(statistics)
     return _in_blocks(
@@ -100,7 +100,7 @@ def resampled(statistics: Statistics, resamples: int, names: Iterable[str]) -> d
     )
 
 
-def randomized(one: Statistics, two: Statistics, randomizations: int, names: Iterable[str]) -> dict[str, np.ndarray]:
+def randomized(one: Statistics, two: Statistics, randomizations: int, names: Collection[str]) -> dict[str, np.ndarray]:
     """Metric -> ``one`` less ``two`` after each of the ``swaps``: (R,) fractions, as observed first, NaN where undefined.
 
     Both models evaluate every image once, whatever was swapped. Only metrics that both have, of the same classes. Raises ValueError for

@@ -207,7 +207,7 @@ def _verify_record(path: Path, wanted: dict[str, Any] | None, expected: Mapping[
     problems += [f"{name}, which was written with it, is not there" for name in outputs["missing"]]
     problems += [f"{name} is not the file that was written with it" for name in outputs["other"]]
     problems += [f"was made from another {name} than the one here" for name in inputs["other"]]
-    problems += [f"{name} cannot be read by this user" for name in outputs["unreadable"] + inputs["unreadable"]]
+    problems += [f"{name} cannot be read" for name in outputs["unreadable"] + inputs["unreadable"]]
     for name in inputs["missing"]:
         yield Finding("warning", path, f"{name}, from which it was made, is not here to be compared")
     for problem in problems:
