@@ -1,4 +1,4 @@
-"""A SLURM of two nodes with three GPUs each, all on this machine: real daemons, and device files that stand in for GPUs."""
+"""A SLURM of three nodes with three GPUs each, all on this machine: real daemons, and device files that stand in for GPUs."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ MARK = "# Written by the tests of tessera; safe to delete.\n"
 HOST = socket.gethostname().partition(".")[0]
 NODES = (HOST, "zz-second")
 """The first in alphabetical order is the main address of a training on both, so it has a name that resolves."""
+FRAGILE = "zz-third"
+"""Alone in a partition of this name: what happens to it happens to nobody else's jobs."""
 
 SETTINGS = """\
 ClusterName=test
@@ -54,7 +56,9 @@ JobAcctGatherType=jobacct_gather/none
 GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 RealMemory=200000 Gres=gpu:3
 NodeName=zz-second NodeAddr=127.0.0.1 Port={ports[2]} CPUs=16 RealMemory=200000 Gres=gpu:3
-PartitionName=gpu Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+NodeName=zz-third NodeAddr=127.0.0.1 Port={ports[3]} CPUs=16 RealMemory=200000 Gres=gpu:3
+PartitionName=gpu Nodes={host},zz-second Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=zz-third Nodes=zz-third MaxTime=INFINITE State=UP PriorityTier=1
 PartitionName=urgent Nodes=ALL MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 """
 DEVICES = "".join(f"Name=gpu File=/dev/{device}\n" for device in ("zero", "full", "null"))
@@ -91,10 +95,10 @@ def running(folder: Path) -> Iterator[None]:
 
 def _running(folder: Path) -> Iterator[None]:
     existed = CONFIGURATION.exists()
-    for name in ("state", *(f"spool-{node}" for node in NODES)):
+    for name in ("state", *(f"spool-{node}" for node in (*NODES, FRAGILE))):
         (folder / name).mkdir()
     CONFIGURATION.mkdir(exist_ok=True)
-    settings = SETTINGS.format(host=HOST, folder=folder, ports=_free_ports(3))
+    settings = SETTINGS.format(host=HOST, folder=folder, ports=_free_ports(4))
     (CONFIGURATION / "slurm.conf").write_text(MARK + settings)
     (CONFIGURATION / "gres.conf").write_text(MARK + DEVICES)
     daemons: list[subprocess.Popen[bytes]] = []
@@ -115,8 +119,8 @@ def _running(folder: Path) -> Iterator[None]:
         )
         _wait(lambda: (folder / "munge.socket").exists(), folder, "munged")
         daemons.append(_start(folder, "slurmctld", "-D", "-c"))
-        daemons += [_start(folder, "slurmd", "-D", "-c", "-N", node) for node in NODES]
-        _wait(lambda: ask("sinfo", "-h", "-N", "-p", "gpu", "-o", "%T").split() == ["idle", "idle"], folder, "sinfo")
+        daemons += [_start(folder, "slurmd", "-D", "-c", "-N", node) for node in (*NODES, FRAGILE)]
+        _wait(lambda: ask("sinfo", "-h", "-N", "-p", "urgent", "-o", "%T").split() == ["idle"] * 3, folder, "sinfo")
         yield
     finally:
         with contextlib.suppress(AssertionError):

@@ -24,7 +24,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.slurm.cluster import NODES, ask
+from tessera.training.checkpoint import read_checkpoint
+from tests.dvc import test_dvc
+from tests.slurm.cluster import FRAGILE, NODES, ask
 from tests.training import toy
 from tests.training.test_processes import CALM
 from tests.workflow import project, test_kill
@@ -79,7 +81,7 @@ def state(job: str) -> str:
 
 def training_job() -> str:
     """Number of the running train job of the main experiment; empty while there is none."""
-    rows = (row.split() for row in ask("squeue", "-h", "-t", "running", "-o", "%A %k").splitlines())
+    rows = (row.split() for row in ask("squeue", "-h", "-t", "running", "-p", FRAGILE, "-o", "%A %k").splitlines())
     return next((row[0] for row in rows if row[1:] == [f"rule_train_wildcards_{EXPERIMENT}"]), "")
 
 
@@ -95,11 +97,23 @@ def process_of(*words: str) -> int:
     return 0
 
 
+def of_job(job: str) -> tuple[list[int], list[int]]:
+    """Its processes, and those of SLURM that watch over them."""
+    own, watching = [], []
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if (entry / "cmdline").read_bytes().startswith(f"slurmstepd: [{job}.".encode()):
+                watching.append(int(entry.name))
+            elif f"SLURM_JOB_ID={job}".encode() in (entry / "environ").read_bytes().split(b"\0"):
+                own.append(int(entry.name))
+    return own, watching
+
+
 # --- one training, through everything that SLURM does to it ---
 
 
 def main_job(folder: Path) -> list[int]:
-    """From nothing to eval.json, preempted, warned of its time limit and cancelled on the way; the steps that were saved each time."""
+    """From nothing to eval.json, through all that SLURM does to it on the way; the steps that were saved each time."""
     target = f"results/{EXPERIMENT}/eval.json"
     log = folder / "snakemake.log"
     with log.open("wb") as stream:
@@ -111,7 +125,7 @@ def main_job(folder: Path) -> list[int]:
             stderr=stream,
         )
     try:
-        saved = [interrupt(folder, way) for way in (preempt, near_limit, cancel)]
+        saved = [interrupt(folder, way) for way in (preempt, lose_node, near_limit, cancel)]
         wait(lambda: snakemake.poll() is not None, "the end of snakemake", 400)
         assert snakemake.returncode == 0, log.read_text()[-6000:]
     finally:
@@ -119,7 +133,7 @@ def main_job(folder: Path) -> list[int]:
     return saved
 
 
-def interrupt(folder: Path, way: Callable[[str, Path, int], str]) -> int:
+def interrupt(folder: Path, way: Callable[[str, Path, int], None]) -> int:
     """The training is stopped where it has made steps of its own, so that it cannot finish first; SLURM's signals wait for it."""
     wait(training_job, "a train job")
     job = training_job()
@@ -127,10 +141,10 @@ def interrupt(folder: Path, way: Callable[[str, Path, int], str]) -> int:
     wait(lambda: under_way(log), "two steps of training")
     trainer = test_kill.trainer(folder)
     os.kill(trainer, signal.SIGSTOP)
-    text = way(job, log, trainer)
-    match = re.search(r"stopped after step (\d+)", text)
-    assert match, text
-    return int(match[1])
+    way(job, log, trainer)
+    (latest,) = folder.glob(f"checkpoints/{EXPERIMENT}/*/*_latest.pth")
+    step: int = read_checkpoint(latest)["state"]["step"]
+    return step
 
 
 def under_way(log: Path) -> bool:
@@ -152,36 +166,48 @@ def resume_when_signalled(trainer: int) -> None:
         os.kill(trainer, signal.SIGCONT)
 
 
-def said_last(log: Path) -> str:
+def wait_for_the_end(log: Path) -> None:
     wait(lambda: "stopped after step" in log.read_text(), "the end of the training", 30)
-    return log.read_text()
 
 
-def preempt(job: str, log: Path, trainer: int) -> str:
-    """A job of higher priority takes the node; SLURM puts ours back into the queue, for two minutes that nobody has to wait here."""
-    node = ask("squeue", "-h", "-j", job, "-o", "%N")
-    urgent = ["sbatch", "-p", "urgent", "-w", node, "--exclusive", "-o", "/dev/null", "--wrap", "true"]
-    subprocess.run(urgent, check=True, capture_output=True)
-    text = said_last(log)
+def start_requeued(job: str) -> None:
+    """SLURM has put it back into the queue, for two minutes that nobody has to wait here."""
     wait(lambda: state(job) == "PENDING", "the requeued job")
     ask("scontrol", "update", f"JobId={job}", "StartTime=now")
-    return text
 
 
-def near_limit(job: str, log: Path, trainer: int) -> str:
+def preempt(job: str, log: Path, trainer: int) -> None:
+    """A job of higher priority takes the node."""
+    urgent = ["sbatch", "-p", "urgent", "-w", FRAGILE, "--exclusive", "-o", "/dev/null", "--wrap", "true"]
+    subprocess.run(urgent, check=True, capture_output=True)
+    wait_for_the_end(log)
+    start_requeued(job)
+
+
+def lose_node(job: str, log: Path, trainer: int) -> None:
+    """All of the job ends without a word, as when the power is cut, and SLURM takes the node for lost. It comes back empty."""
+    ask("scontrol", "update", f"NodeName={FRAGILE}", "State=DOWN", "Reason=test")
+    for process in of_job(job)[0]:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    wait(lambda: not any(of_job(job)), "the end of the job's processes")
+    log.unlink()  # it has no last word that would tell it from the next start's
+    ask("scontrol", "update", f"NodeName={FRAGILE}", "State=RESUME")
+    start_requeued(job)
+
+
+def near_limit(job: str, log: Path, trainer: int) -> None:
     """Two minutes are left: the profile asks for a signal now."""
     ask("scontrol", "update", f"JobId={job}", "TimeLimit=2")
     resume_when_signalled(trainer)
-    text = said_last(log)
+    wait_for_the_end(log)
     wait(lambda: state(job) == "FAILED", "the end of the job")
-    return text
 
 
-def cancel(job: str, log: Path, trainer: int) -> str:
+def cancel(job: str, log: Path, trainer: int) -> None:
     ask("scancel", job)
-    text = said_last(log)
+    wait_for_the_end(log)
     wait(lambda: state(job) == "CANCELLED", "the end of the job")
-    return text
 
 
 def limited_job(root: Path) -> str:
@@ -213,6 +239,8 @@ def main_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = test_kill.make_project(tmp_path_factory.mktemp("main"))
     tiny = test_kill.TINY | {"train": test_kill.TINY["train"] | {"checkpoint_interval_unit": "epoch", "verbose": True}}
     (folder / f"config/experiments/{EXPERIMENT}.yaml").write_text(yaml.safe_dump(tiny))
+    profile = folder / "profiles/slurm/config.yaml"
+    profile.write_text(profile.read_text().replace("slurm_partition: gpu", f"slurm_partition: {FRAGILE}"))
     return folder
 
 
@@ -309,6 +337,30 @@ def test_two_ranks_on_two_nodes_equal_one_process_with_the_same_global_batch(slu
             )
 
 
+JOBS = """
+with Path("jobs.txt").open("a") as jobs:
+    jobs.write(f"{verb} {'SLURM_JOB_ID' in os.environ}\\n")
+"""
+
+
+def test_dvc_repro_on_the_cluster(main: Future[list[int]], tmp_path: Path) -> None:
+    folder = tmp_path / "checkout"
+    folder.mkdir()
+    checkout = test_dvc.add_dvc(project.make_project(folder).root)
+    stub = folder / "bin/tessera"
+    stub.write_text(stub.read_text() + JOBS)
+    target = f"results/{EXPERIMENT}/eval.json"
+    test_dvc.edit(checkout, "snakemake all", f"snakemake {target}")
+    checkout.commit("start")
+    checkout.call("snakemake", "data/checks/demo.json", "--cores", "1")
+    checkout.call("dvc", "repro", SNAKEMAKE_ARGS=shlex.join([*PROFILE, *PATIENCE]))
+    jobs = (folder / "jobs.txt").read_text().splitlines()
+    assert jobs == ["demo False", "check False", "train True", "evaluate True"]
+    checkout.commit("results")
+    assert checkout.plan(target) == {}
+    assert "Data and pipelines are up to date" in checkout.call("dvc", "status")
+
+
 # --- what the background made ---
 
 
@@ -321,13 +373,14 @@ def test_training_beyond_its_time_limit_continues_to_the_same_weights(limited: F
     assert len(json.loads((rest / "train.json").read_text())["starts"]) == 2
 
 
-def test_main_job_survives_preemption_warning_and_scancel(
+def test_main_job_survives_all_that_slurm_does_to_it(
     main: Future[list[int]], main_folder: Path, tmp_path: Path
 ) -> None:
     saved = main.result()
     results = main_folder / "results" / EXPERIMENT
     starts = [start["step"] for start in json.loads((results / "train.json").read_text())["starts"]]
-    assert starts == [0, *saved] and starts == sorted(set(starts))
+    # One that saved nothing is not among them: the next one began at the same step.
+    assert starts == [0, *sorted(set(saved))] and saved == sorted(saved) and len(starts) >= len(saved)
     evaluation = json.loads((results / "eval.json").read_text())
     assert evaluation["images"] == 3 and {"PQ", "mIoU"} <= evaluation["metrics"].keys()
     assert project.Project(main_folder).plan(f"results/{EXPERIMENT}/eval.json") == {}
