@@ -34,8 +34,8 @@ from tessera.training.weights import count_parameters, describe, freeze, load_ma
 def train(spec: Spec, experiment: str, results: Path, checkpoints: Path) -> None:
     """Trains, or continues below ``checkpoints``, and at the end writes three files into ``results``, the experiment's folder.
 
-    Where the training is already finished, or ``train.num_epochs`` is 0, only the files are written. After Ctrl-C or SIGTERM the state
-    is saved and SystemExit 130 or 143 leaves. Raises UserError for what the user can mend.
+    Where the training is already finished, or ``train.num_epochs`` is 0, only the files are written. After Ctrl-C, SIGTERM or
+    SIGHUP the state is saved and SystemExit 130, 143 or 129 leaves. Raises UserError for what the user can mend.
     """
     _require_statistics(spec)
     hardware = choose(spec.train)
