@@ -27,8 +27,6 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from tessera.data.catalog import load_catalog
-from tessera.data.datasets import open_dataset
 from tessera.data.kitti import convert_dataset
 from tessera.spec.digests import folder_digest, names_digest
 from tessera.spec.lineage import data_digest
@@ -149,6 +147,9 @@ def planning() -> None:
 
 
 def read(shards: int) -> None:
+    from tessera.data.catalog import load_catalog  # brings torch, which would count in every other row
+    from tessera.data.datasets import open_dataset
+
     split = SplitSpec(images=".", annotations="kitti/converted/shards/train-*.json")
     dataset = DATASET.model_copy(update={"train": split})
     start = time.perf_counter()
