@@ -26,3 +26,11 @@ rule all:
 
 onstart:
     begin()
+
+
+onsuccess:
+    PLAN.forget()
+
+
+onerror:
+    PLAN.forget()

@@ -10,7 +10,7 @@ from tessera.spec.planning import (
 )
 
 PLAN = Plan(config)
-PLANNED = planned_options()
+PLANNED_OPTIONS = planned_options()
 
 # Planning makes millions of objects that stay: at Python's own thresholds a quarter of its time goes into looking for garbage among them.
 gc.set_threshold(50_000, 20, 100)
@@ -100,7 +100,7 @@ def metrics_lineage(wildcards):
 # Snakemake tracks no param whose function also asks for the output: where data and resume state lie changes no result.
 def options(verb, runtime="torch"):
     def options_of(wildcards, output):
-        return PLANNED.get(str(output[0])) or PLAN.options(
+        return PLANNED_OPTIONS.get(str(output[0])) or PLAN.options(
             wildcards.experiment, verb, runtime, precision_of(wildcards)
         )
 

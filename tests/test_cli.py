@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tessera.log import Log, Tee
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
@@ -18,6 +21,18 @@ def test_a_log_on_a_full_disk_hides_no_message(tmp_path: Path) -> None:
     warning, error = done.stderr.splitlines()
     assert warning == "warning: /dev/full: cannot be written (No space left on device); the log ends here"
     assert error.startswith("error: config/config.yaml: no such file")
+
+
+def test_lines_of_several_processes_stay_whole(tmp_path: Path) -> None:
+    log = tmp_path / "stage.log"
+    tees = [Tee(io.StringIO(), Log(log, sys.stderr)) for _ in range(2)]
+    for tee in tees:
+        print("one", "line", file=tee, end="")
+    for tee in tees:
+        print(" of it\nand more", file=tee, end="")
+    assert log.read_text() == "one line of it\n" * 2
+    tees[0].flush()
+    assert log.read_text() == "one line of it\n" * 2 + "and more"
 
 
 LOST = """

@@ -17,7 +17,6 @@ from tessera.files import (
     digest_text,
     only_process,
     read_json,
-    remove_abandoned,
     write_json,
     write_text,
 )
@@ -100,10 +99,29 @@ def test_a_folder_behind_a_link_is_replaced_there(tmp_path: Path) -> None:
             assert temporary.parent == scratch.parent
             (temporary / name).touch()
         assert link.is_symlink() and names(scratch) == [name]
-    (scratch.parent / ".cars.x").mkdir()
-    (scratch.parent / ".cars").mkdir()
-    remove_abandoned(link)
-    assert names(scratch.parent) == [".cars", "cars"]
+    assert names(scratch.parent) == ["cars"]
+
+
+def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    """Two checkouts may fill the same folder through links of their own."""
+    path = tmp_path / "cars"
+    path.mkdir()
+    for left in (".cars.abcd1234", ".cars.abcd1234.former", ".cars.efgh5678.former", ".cars.backup", ".cars"):
+        (tmp_path / left).mkdir()
+    with atomic_folder(path) as one:
+        (one / "mine").touch()
+        with atomic_folder(path) as other:
+            (other / "yours").touch()
+        assert names(tmp_path) == [".cars", ".cars.backup", one.name, "cars"]
+    assert names(path) == ["mine"] and names(tmp_path) == [".cars", ".cars.backup", "cars"]
+
+
+def test_a_file_in_place_of_a_folder_stays(tmp_path: Path) -> None:
+    path = tmp_path / "inference"
+    path.write_text("a file")
+    with pytest.raises(UserError, match="inference: is a file, expected a folder or nothing"), atomic_folder(path):
+        pass
+    assert path.read_text() == "a file" and names(tmp_path) == ["inference"]
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.ENOSYS])

@@ -108,6 +108,23 @@ def test_of_several_visible_gpus_each_stage_gets_its_own(start, job: str) -> Non
     assert got(start(**visible | {"SLURM_JOB_ID": "12"})) == "2"
 
 
+@pytest.mark.parametrize(
+    ("chosen", "names"),
+    [
+        ("0, 1", ["0", "1"]),
+        ("1,", ["1"]),
+        ("GPU-a,-1,3", ["GPU-a"]),
+        ("", []),
+        ("-1", []),
+        ("MIG-a/1/0,2", ["MIG-a/1/0", "2"]),
+    ],
+)
+def test_visible_gpus_are_read_as_cuda_reads_them(start, chosen: str, names: list[str]) -> None:
+    """Where no more are visible than wanted nothing is changed."""
+    stages = [start(CUDA_VISIBLE_DEVICES=chosen) for _ in range(max(1, len(names)))]
+    assert {got(stage) for stage in stages} == (set(names) if len(names) > 1 else {chosen})
+
+
 def test_named_ones_are_counted_among_the_visible(start) -> None:
     named = start("1, [1]", CUDA_VISIBLE_DEVICES="2,3")
     assert got(named) == "2,3"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -89,12 +89,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside ``path`` that replaces ``path`` whole on success and disappears on any error.
 
     Of a link it replaces the folder that the link leads to. The former folder stays until the new one is complete, and only between two
-    renames is there none. Unlike in ``atomic_path`` the content is not flushed: a power cut soon afterwards may harm it.
+    renames is there none. What killed processes left beside it is removed. Unlike in ``atomic_path`` the content is not flushed: a power cut
+    soon afterwards may harm it. Raises UserError where ``path`` is a file.
     """
     path = _place(path)
-    with writing(path):
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file, expected a folder or nothing; move it away")
+    with writing(path), contextlib.ExitStack() as stack:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        remove_abandoned(path)
+        temporary = _temporary_folder(path, stack)
         former = temporary.with_name(f"{temporary.name}.former")
         try:
             yield temporary
@@ -111,10 +115,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_abandoned(path: Path) -> None:
-    """Removes what a killed process left of ``atomic_folder(path)``; for who holds a lock against a second one."""
+    """Removes what killed processes left of ``atomic_folder(path)``; what a living one works at stays."""
     path = _place(path)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
-        if left.is_dir():
+    if not path.parent.is_dir():
+        return
+    ours = re.compile(re.escape(f".{path.name}.") + r"[a-z0-9_]{8}(\.former)?")
+    for left in [entry for entry in path.parent.iterdir() if ours.fullmatch(entry.name)]:
+        maker = left.with_suffix("") if left.suffix == ".former" else left
+        with contextlib.suppress(OSError), _locked(maker if maker.exists() else path, fcntl.LOCK_EX | fcntl.LOCK_NB):
             shutil.rmtree(left)
 
 
@@ -193,6 +201,26 @@ def digest_file(path: Path) -> str:
     """sha256 of the content in hexadecimal, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _temporary_folder(path: Path, stack: contextlib.ExitStack) -> Path:
+    """Beside ``path``, locked until ``stack`` closes, so that nobody takes it for abandoned."""
+    while True:
+        made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        with contextlib.suppress(OSError):  # a file system without locks, where nothing is ever taken for abandoned
+            stack.enter_context(_locked(made, fcntl.LOCK_EX))
+        if made.exists():  # else another process was faster than the lock
+            return made
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, how: int) -> Iterator[None]:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, how)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _place(path: Path) -> Path:

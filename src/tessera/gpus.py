@@ -7,6 +7,7 @@ that outlive a killed one keep it for the seconds until they notice. Known witho
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import sys
 import time
@@ -16,7 +17,8 @@ from pathlib import Path
 from tessera.files import UserError
 
 COUNT = "TESSERA_GPUS"
-"""Environment variable: number of GPUs to hand out, in place of those found; 0 hands out none. Tests without a GPU set it."""
+"""Environment variable: number of GPUs to hand out, in place of those found; 0 hands out none. Tests without a GPU set it. Not asked where
+``VISIBLE`` is set."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 """Environment variable: numbers or names of the GPUs that a process sees. The user sets it, and SLURM."""
 LOCKS = Path("/tmp")
@@ -55,7 +57,7 @@ def hold(wanted: int = 1, ids: Sequence[int] = (0,)) -> None:
         return
     if chosen is None and job is not None:  # SLURM gave none
         return
-    names = [str(index) for index in range(count_gpus())] if chosen is None else chosen.split(",")
+    names = [str(index) for index in range(count_gpus())] if chosen is None else _visible(chosen)
     named = list(ids) != [0]
     candidates = choose(wanted, ids, len(names)) if named else list(range(len(names)))
     if not names or max(candidates) >= len(names) or wanted > len(names):
@@ -79,6 +81,12 @@ def hold(wanted: int = 1, ids: Sequence[int] = (0,)) -> None:
         os.environ[VISIBLE] = ",".join(names[index] for index in taken)
 
 
+def _visible(chosen: str) -> list[str]:
+    """As CUDA reads it: up to the first entry that is empty or negative."""
+    names = [name.strip() for name in chosen.split(",")]
+    return list(itertools.takewhile(lambda name: name and not name.startswith("-"), names))
+
+
 def _take(locks: Mapping[int, str], wanted: int) -> list[int] | None:
     """All or none, so that two stages never wait for each other."""
     taken: dict[int, int] = {}
@@ -95,15 +103,15 @@ def _take(locks: Mapping[int, str], wanted: int) -> list[int] | None:
 
 def _lock(name: str) -> int | None:
     """Another user's file can be read, and that is enough to lock it."""
-    path = LOCKS / f"tessera-gpu-{name.strip().replace('/', '_')}.lock"
+    path = LOCKS / f"tessera-gpu-{name.replace('/', '_')}.lock"
+    mask = os.umask(0)
     try:
+        handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        # Without O_CREAT: the kernel refuses it for another user's file in /tmp.
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        mask = os.umask(0)
-        try:
-            handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        finally:
-            os.umask(mask)
+    finally:
+        os.umask(mask)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 import time
@@ -47,7 +48,10 @@ class Log:
             self.file.write(text.encode(errors="backslashreplace"))
         except OSError as error:
             self.file = None
-            print(f"warning: {self.path}: cannot be written ({error.strerror}); the log ends here", file=self.stderr)
+            with contextlib.suppress(OSError):
+                print(
+                    f"warning: {self.path}: cannot be written ({error.strerror}); the log ends here", file=self.stderr
+                )
 
 
 class Tee:
@@ -55,9 +59,13 @@ class Tee:
 
     def __init__(self, stream: TextIO, log: Log) -> None:
         self.stream, self.log = stream, log
+        self.rest = ""
 
     def write(self, text: str) -> int:
-        self.log.write(text)
+        # Whole lines: other processes may write to the same file, and `print` writes the end of a line by itself.
+        lines, end, self.rest = (self.rest + text).rpartition("\n")
+        if end:
+            self.log.write(lines + end)
         try:
             self.stream.write(text)
         except OSError as error:
@@ -66,6 +74,9 @@ class Tee:
         return len(text)
 
     def flush(self) -> None:
+        if self.rest:
+            self.log.write(self.rest)
+            self.rest = ""
         try:
             self.stream.flush()
         except OSError as error:

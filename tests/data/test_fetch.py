@@ -106,7 +106,7 @@ def test_what_is_whole_stays_and_what_is_not_is_made_again(project: Path) -> Non
     assert image.stat().st_ino == before and (project / "data/photos/fetch.json").exists()
     archive.with_name("moved").rename(archive)
     image.unlink()
-    (project / "data/photos/.images.killed").mkdir()
+    (project / "data/photos/.images.k1ll3d_x").mkdir()
     fetch_dataset(spec, "../root", progress=False)
     assert unpacked(project) == CONTENT and leftovers(project) == []
     changed = pack({"c.png": b"new"})
@@ -188,7 +188,11 @@ def test_a_damaged_header_or_checksum_is_refused(project: Path) -> None:
 
 
 def test_names_that_no_folder_can_hold(project: Path) -> None:
-    for content in (pack({"a" * 300: b""}), pack({"a": b"", "a/b": b""})):
+    for content in (
+        pack({"a" * 300: b""}),
+        pack({"a": b"", "a/b": b""}),
+        pack({"a\0b\u20ac": b""}),
+    ):
         (project.parent / "root/x.tar").write_bytes(content)
         with pytest.raises(UserError, match=r"x\.tar: cannot be unpacked \(.*a"):
             fetch_dataset(dataset("x.tar", digest(content)), "../root", progress=False)
@@ -215,6 +219,18 @@ def test_what_something_else_made_is_not_replaced(project: Path) -> None:
     with pytest.raises(UserError, match=r"data/photos/images: exists and was not made by `tessera fetch`"):
         fetch_dataset(dataset("x.tar.gz", digest(content)), "../root", progress=False)
     assert own.read_bytes() == b"own"
+
+
+def test_a_mark_of_another_form(project: Path) -> None:
+    content = pack(CONTENT)
+    (project.parent / "root/x.tar.gz").write_bytes(content)
+    fetch_dataset(dataset("x.tar.gz", digest(content)), "../root", progress=False)
+    for mark in ("[]", "{}", '{"sha256": "0", "files": null, "bytes": 1}'):
+        (project / "data/photos/images/.fetched.json").write_text(mark)
+        with pytest.raises(
+            UserError, match=r"\.fetched\.json: expected sha256, files and bytes, .* delete data/photos/images,"
+        ):
+            fetch_dataset(dataset("x.tar.gz", digest(content)), "../root", progress=False)
 
 
 def test_what_was_added_to_a_fetched_folder_is_not_lost(project: Path) -> None:
@@ -244,7 +260,7 @@ def test_a_folder_that_is_a_link_is_filled_where_it_leads(project: Path) -> None
     for content in (CONTENT, {"c.png": b"new"}):
         packed = pack(content)
         (project.parent / "root/x.tar.gz").write_bytes(packed)
-        scratch.with_name(".deep.killed").mkdir(parents=True)
+        scratch.with_name(".deep.k1ll3d_x").mkdir(parents=True)
         fetch_dataset(dataset("x.tar.gz", digest(packed)), "../root", progress=False)
         assert (home / "images").is_symlink() and unpacked(project) == content
         assert [path.name for path in scratch.parent.iterdir()] == ["deep"] and leftovers(project) == []

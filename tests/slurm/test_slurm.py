@@ -135,10 +135,9 @@ def main_job(folder: Path) -> list[int]:
 
 def interrupt(folder: Path, way: Callable[[str, Path, int], None]) -> int:
     """The training is stopped where it has made steps of its own, so that it cannot finish first; SLURM's signals wait for it."""
-    wait(training_job, "a train job")
-    job = training_job()
     log = folder / f"logs/train/{EXPERIMENT}.log"
-    wait(lambda: under_way(log), "two steps of training")
+    wait(lambda: under_way(log) and training_job(), "two steps of training")
+    job = training_job()
     trainer = test_kill.trainer(folder)
     os.kill(trainer, signal.SIGSTOP)
     way(job, log, trainer)
@@ -171,8 +170,9 @@ def wait_for_the_end(log: Path) -> None:
 
 
 def start_requeued(job: str) -> None:
-    """SLURM has put it back into the queue, for two minutes that nobody has to wait here."""
+    """SLURM has put it back into the queue, for two minutes in which its daemons are done with the former start; here seconds are enough."""
     wait(lambda: state(job) == "PENDING", "the requeued job")
+    time.sleep(5)
     ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
 

@@ -81,8 +81,11 @@ def test_what_is_no_file_or_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> 
     def refuse(_: object) -> str:
         raise PermissionError
 
-    monkeypatch.setattr(digests, "digest_file", refuse)
-    assert file_digest(label) == looked() == UNREADABLE
+    with monkeypatch.context() as patch:
+        patch.setattr(digests, "digest_file", refuse)
+        assert file_digest(label) == looked() == UNREADABLE
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert looked() == UNREADABLE
 
 
 def test_a_link_that_leads_nowhere_is_no_file() -> None:

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,14 @@ def test_records_deleted(project: Project) -> None:
     said = project.snakemake("--dry-run", TARGET).stdout
     assert "2 of 4 outputs have no record" in said
     assert f"({short}, results/mask2former_swin-short/train.json)" in said
+    long = "x" * 200  # Snakemake keeps the record of such a name in a folder
+    (project.root / f"results/{long}").mkdir()
+    (project.root / f"results/{long}/eval.json").touch()
+    assert "3 of 5 outputs have no record" in project.snakemake("--dry-run", TARGET).stdout
+    record = "@" + urlsafe_b64encode(f"results/{long}/eval.json".encode()).decode()[:254]
+    (project.root / f".snakemake/metadata/{record}").mkdir()
+    assert "2 of 5 outputs have no record" in project.snakemake("--dry-run", TARGET).stdout
+    shutil.rmtree(project.root / f"results/{long}")
     project.run(short, "--forceall")
     assert "no record" not in project.snakemake("--dry-run", TARGET).stdout
     assert project.plan(TARGET) == {}
@@ -167,20 +176,32 @@ def test_data_that_a_rule_made_are_deleted(project: Project) -> None:
         assert "data/demo/manifest.json: no such file" in failed.stdout
         assert "`snakemake --cores 2 data/demo/manifest.json`" in failed.stdout
         assert project.calls() == []
+    pictures = "results/mask2former_swin/inference/index.json"
+    project.configure("experiments/mask2former_swin", {"inference": {"images": "own.png"}})
+    project.run(pictures)  # of none of them
+    project.configure("experiments/mask2former_swin", {"train": {"optim": {"lr": 3.0e-4}}})
     project.run("data/demo/manifest.json")
     project.run(TARGET)
-    assert [line.split()[0] for line in project.calls()] == ["demo", "train", "evaluate"]
+    assert verbs(project) == ["infer", "demo", "train", "evaluate"]
 
 
 def test_configuration_changed_before_a_job_starts_elsewhere(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster's job is started by a Snakemake of its own, which reads the configuration again, maybe hours later: it must hold the stage to
     what was planned."""
-    project.run(TARGET)
-    (planned,) = (line for line in project.calls() if line.startswith("train "))
+    outer = project.start(TARGET, wait="train")
+    wait_until(lambda: "train" in verbs(project))
+    (plans,) = (project.root / ".snakemake/planned").iterdir()
+    planned = project.calls()[-1]
     project.configure("experiments/mask2former_swin", {"train": {"optim": {"lr": 3.0e-4}}})
-    monkeypatch.setenv("TESSERA_PLANNED", str(project.root / ".snakemake/planned.json"))
+    monkeypatch.setenv("TESSERA_PLANNED", str(plans))
     project.run("results/mask2former_swin/model.pth", "--force", "--no-hooks", "--nolock")
     assert project.calls()[-1] == planned
+    monkeypatch.setenv("TESSERA_PLANNED", "/another/project/.snakemake/planned/host-1.json")
+    project.run("results/mask2former_swin/model.pth", "--force", "--no-hooks", "--nolock")
+    assert project.calls()[-1] != planned
+    (project.root / "go").touch()
+    outer.join()
+    assert not plans.exists()
 
 
 def test_the_way_back_after_a_failed_retraining(project: Project) -> None:

@@ -3,9 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tessera.files import UserError
 from tessera.spec.planning import Plan, engine_notice, evaluation_file
-from tests.workflow.project import CONFIG, make_project
+from tests.workflow.project import CONFIG, ROOT, make_project
 
 
 @pytest.mark.parametrize(
@@ -85,3 +87,20 @@ def test_outside_slurm_the_training_itself_says_what_is_missing(
     project.configure("variants/short", {"train": {"num_nodes": 2}})
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert Plan(CONFIG, tmp_path).launcher("mask2former_swin-short", 8) == ""
+
+
+def test_lost_data_are_made_again_from_their_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversion reads what a generator or an archive brings, and its shards name those images."""
+    project = make_project(tmp_path)
+    project.configure("datasets/demo_kitti", yaml.safe_load((ROOT / "config/datasets/demo_kitti.yaml").read_text()))
+    project.configure("config", CONFIG | {"datasets": ["demo", "demo_kitti"], "data_root": "elsewhere"})
+    monkeypatch.chdir(tmp_path)
+    plan = Plan({"data_root": "my data"})
+    stages = [("evaluate_onnx", "mask2former_swin-demo_kitti")]
+    first, second = "data/demo_kitti/manifest.json", "data/demo_kitti/converted/manifest.json"
+    with pytest.raises(UserError, match=f"`snakemake --cores 2 {first} {second} --config 'data_root=my data'`"):
+        plan.refuse_lost_data(stages, ())
+    with pytest.raises(UserError, match=f"^{second}: no such file"):
+        plan.refuse_lost_data(stages, (first,))
+    plan.refuse_lost_data(stages, (first, second))
+    plan.refuse_lost_data([("export", "mask2former_swin-demo_kitti")], ())

@@ -77,8 +77,18 @@ def _is_whole(target: Path, sha256: str | None) -> bool:
     """Unpacked from the archive of this digest, and nothing is missing since."""
     if sha256 is None or not (target / MARK).is_file():
         return False
+    return _read_mark(target) == (sha256, *_extent(target))
+
+
+def _read_mark(target: Path) -> tuple[str, int, int]:
+    """sha256 of the archive, number and bytes of the files."""
     mark = read_json(target / MARK)
-    return (mark["sha256"], mark["files"], mark["bytes"]) == (sha256, *_extent(target))
+    try:
+        return mark["sha256"], int(mark["files"]), int(mark["bytes"])
+    except (KeyError, TypeError, ValueError):
+        raise UserError(
+            f"{target / MARK}: expected sha256, files and bytes, as `tessera fetch` writes them; delete {target}, and it is fetched again"
+        ) from None
 
 
 def _extent(folder: Path) -> tuple[int, int]:
@@ -101,7 +111,7 @@ def _require_own(target: Path, dataset: DatasetSpec, folder: str) -> None:
             f"{target}: exists and was not made by `tessera fetch`; move it away, or give dataset.fetch.{folder} of {dataset.name} "
             "another folder"
         )
-    found, expected = _extent(target)[0], read_json(target / MARK)["files"]
+    found, expected = _extent(target)[0], _read_mark(target)[1]
     if found > expected:
         raise UserError(
             f"{target}: holds {found} files, but {expected} were unpacked there; move the others away (files of your own may lie "
@@ -169,7 +179,7 @@ def extract(path: Path, folder: Path, address: str, bars: Progress) -> None:
             # The checksum of what is compressed stands after the end of the tar archive.
             while tar.fileobj is not None and tar.fileobj.read(_PIECE):
                 pass
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise
         reason = str(error).partition("\n")[0]

@@ -36,7 +36,6 @@ from tessera.files import (
     only_process,
     raise_all,
     reading_json,
-    remove_abandoned,
     write_json,
 )
 from tessera.ops.image_size import read_image_size
@@ -96,13 +95,11 @@ def convert_dataset(dataset: DatasetSpec, data_root: str, processes: int = 1, pr
     classes = _read_classes(dataset, root)
     home = Path(GENERATED_ROOT) / dataset.name
     busy = f"{home}: another `tessera convert {dataset.name}` is at work; wait for it, or stop it first"
-    with only_process(home / ".convert.lock", busy):
-        remove_abandoned(home / CONVERTED)
-        with atomic_folder(home / CONVERTED) as folder:
-            writer = _Writer(folder, classes)
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                writer.run(root, convert, Path(scratch), processes, progress)
-            return writer.finish(dataset.name, convert, root)
+    with only_process(home / ".convert.lock", busy), atomic_folder(home / CONVERTED) as folder:
+        writer = _Writer(folder, classes)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            writer.run(root, convert, Path(scratch), processes, progress)
+        return writer.finish(dataset.name, convert, root)
 
 
 def describe(manifest: dict[str, Any]) -> str:

@@ -108,9 +108,13 @@ def _kept(state: str, newest: int, read: Callable[[], str]) -> str:
 
 def _names(folder: Path) -> Iterator[str]:
     """Relative to the folder, sorted within each of its folders."""
-    for place, folders, names in os.walk(folder):
+    for place, folders, names in os.walk(folder, onerror=_raise):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         relative = os.path.relpath(place, folder)
         for name in sorted(names):
             if not name.startswith("."):
                 yield name if relative == "." else f"{relative}/{name}"
+
+
+def _raise(error: OSError) -> None:
+    raise error

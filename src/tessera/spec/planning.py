@@ -6,6 +6,7 @@ import functools
 import os
 import re
 import shlex
+import socket
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -14,7 +15,7 @@ from typing import Any
 from tessera.files import UserError, canonical_json, read_json, write_json
 from tessera.spec.compose import Grid, GridFile, Table, load_grid
 from tessera.spec.describe import closest
-from tessera.spec.dvc import CHECKS, refuse_unsafe_repro
+from tessera.spec.dvc import refuse_unsafe_repro
 from tessera.spec.layers import SOURCE_KEYS, SPLIT_SOURCE_KEYS
 from tessera.spec.lineage import (
     GENERATED_ROOT,
@@ -51,8 +52,10 @@ FIGURES_VERSION = 2
 MAX_FIGURE_ROWS = 12
 """Figures tell no more rows of a table apart."""
 
-PLANNED = "TESSERA_PLANNED"
+PLANNED_FILE = "TESSERA_PLANNED"
 """Environment variable: the file with what was planned, for jobs that Snakemake starts through a Snakemake of their own."""
+PLANS = Path(".snakemake/planned")
+"""Holds one such file for each Snakemake that runs."""
 
 READ_DATA = ("train", *(verb for verb, stage in STAGES.items() if stage.reads_split))
 """Stages that open the dataset."""
@@ -196,24 +199,36 @@ class Plan:
         Snakemake would do so only together with their check, which stands. ``stages``: (rule, experiment) of all that is going to run, which
         makes the files ``made``.
         """
-        datasets = {self.dataset_of(name) for rule, name in stages if rule.partition("_")[0] in READ_DATA}
-        self._refuse_lost(datasets, made)
-
-    def _refuse_lost(self, datasets: Iterable[str], made: Collection[str] = ()) -> None:
-        markers = sorted(path for dataset in datasets for path in self.dataset_files(dataset))
-        lost = [path for path in markers if path not in made and not Path(path).exists()]
+        datasets = {self.dataset_of(name) for rule, name in stages if self._reads_data(rule, name)}
+        markers = [path for dataset in sorted(datasets) for path in self._markers(dataset)]
+        lost = [path for path in dict.fromkeys(markers) if path not in made and not Path(path).exists()]
         if lost:
+            root = [] if self.data_root == self.grid.file.data_root else ["--config", f"data_root={self.data_root}"]
+            command = shlex.join(["snakemake", "--cores", "2", *lost, *root])
             raise UserError(
                 f"{', '.join(lost)}: no such file, so these data are gone, and what is about to run needs them; make them again with "
-                f"`snakemake --cores 2 {' '.join(lost)}`, then start this one again"
+                f"`{command}`, then start this one again"
             )
+
+    def _reads_data(self, rule: str, experiment: str) -> bool:
+        verb = rule.partition("_")[0]
+        return verb in READ_DATA and (verb != "infer" or self.spec(experiment).inference.images is None)
+
+    def _markers(self, name: str) -> list[str]:
+        """What is written last when rules make the dataset: what a conversion reads first."""
+        dataset = self.grid.dataset(name)
+        made_first = dataset.convert is not None and (dataset.fetch or dataset.generator is not None)
+        return [*(self.given_files(name) if made_first else ()), *self.dataset_files(name)]
 
     def remember(self, options: Mapping[str, str]) -> None:
         """For ``planned_options`` of the processes that this one starts, elsewhere and maybe much later: what is configured by then must not
-        pass for what was planned."""
-        path = Path(".snakemake/planned.json").resolve()
+        pass for what was planned. Until ``forget``; where this process is killed the file stays for the jobs that go on."""
+        path = PLANS.resolve() / f"{socket.gethostname()}-{os.getpid()}.json"
         write_json(path, options)
-        os.environ[PLANNED] = str(path)
+        os.environ[PLANNED_FILE] = str(path)
+
+    def forget(self) -> None:
+        Path(os.environ.pop(PLANNED_FILE)).unlink(missing_ok=True)
 
     def precision(self, suffix: str) -> str:
         """Of the suffix in a file's name: ``.fp16``, or nothing for fp32."""
@@ -339,10 +354,7 @@ class Plan:
         if "DVC_STAGE" not in os.environ:
             return
         made, tracked = set(), set()
-        names = {self.dataset_of(experiment) for experiment, _, _ in listed_evaluations(self.grid)}
-        # Snakemake may find nothing to do; DVC wants all its outputs.
-        self._refuse_lost(name for name in names if Path(f"{CHECKS}/{name}.json").exists())
-        for name in names:
+        for name in {self.dataset_of(experiment) for experiment, _, _ in listed_evaluations(self.grid)}:
             folders = {PurePosixPath(file).parent for file in (*self.dataset_files(name), *self.given_files(name))}
             made |= {str(folder) for folder in folders if folders.isdisjoint(folder.parents)}
             if self.grid.dataset(name).generator is None and not Path(self.data_root).is_absolute():
@@ -406,10 +418,14 @@ def engine_notice(rules: Iterable[str], availability: Callable[[], str | None]) 
 
 
 def records_notice(root: Path = Path()) -> str | None:
-    """What to say when there are outputs whose making Snakemake knows nothing about, as after .snakemake was deleted."""
+    """What to say when there are outputs whose making Snakemake knows nothing about, as after .snakemake was deleted. Nothing in the
+    processes that a Snakemake starts for its jobs."""
+    if PLANNED_FILE in os.environ:
+        return None
     records, results = root / ".snakemake/metadata", root / RESULTS
     outputs = [path.relative_to(root).as_posix() for path in results.glob("*/*.json")]
-    unknown = sorted(name for name in outputs if not (records / urlsafe_b64encode(name.encode()).decode()).exists())
+    known = set(os.listdir(records)) if records.is_dir() else set()  # noqa: PTH208  # one for each output of every experiment
+    unknown = sorted(name for name in outputs if _record_name(name) not in known)
     if not unknown:
         return None
     named = ", ".join(unknown[:3]) + (", ..." if len(unknown) > 3 else "")
@@ -422,8 +438,15 @@ def records_notice(root: Path = Path()) -> str | None:
 
 def planned_options() -> dict[str, str]:
     """First output of a job -> its options, as the Snakemake that started this one planned them; empty where none did."""
-    path = os.environ.get(PLANNED)
-    return read_json(Path(path)) if path else {}
+    path = Path(os.environ.get(PLANNED_FILE, ""))
+    # That of another project came along with the environment of a Snakemake there.
+    return read_json(path) if path.parent == PLANS.resolve() else {}
+
+
+def _record_name(output: str) -> str:
+    """What Snakemake 9.27 calls the record of an output, or the folder that it begins with: names end at 255 characters."""
+    name = urlsafe_b64encode(output.encode()).decode()
+    return name if len(name) < 255 else f"@{name[:254]}"
 
 
 def _refuse_unheard(config: Mapping[str, Any], file: Mapping[str, Any]) -> None:
