@@ -12,7 +12,7 @@ from tessera.spec.planning import (
 PLAN = Plan(config)
 PLANNED_OPTIONS = planned_options()
 
-# Planning makes millions of objects that stay: at Python's own thresholds a quarter of its time goes into looking for garbage among them.
+# Planning makes millions of objects that stay: at Python's own thresholds a seventh of its time goes into looking for garbage among them.
 gc.set_threshold(50_000, 20, 100)
 
 if notice := records_notice():
