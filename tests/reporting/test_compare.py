@@ -416,22 +416,24 @@ def test_what_a_table_is_made_from(root: Path) -> None:
     assert Plan({}, root).table_sources("t") == [f"results/{name}/eval.json" for name in names]
 
 
-def test_nothing_is_second_beside_two_best(root: Path) -> None:
+def of_four_models(root: Path, *qualities: float) -> tuple[str, str]:
+    """Markdown and LaTeX of a table of their panoptic qualities."""
     names = ["mask2former_swin", "mask2former_res_net", "mask2former_swin-short", "mask2former_res_net-short"]
     grid = grid_with(root, experiments=names, metrics=["PQ"])
-    for name, quality in zip(names, (0.9, 0.9, 0.9, 0.1), strict=True):
+    for name, quality in zip(names, qualities, strict=True):
         write(grid, name, {"PQ": quality})
     _, markdown, latex = tables(grid)
+    return markdown, latex
+
+
+def test_nothing_is_second_beside_two_best(root: Path) -> None:
+    markdown, latex = of_four_models(root, 0.9, 0.9, 0.9, 0.1)
     assert markdown.count("**90.0**") == 3 and "10.0 |" in markdown and "_10.0_" not in markdown
     assert "underline{1" not in latex
 
 
 def test_second_best_is_underlined(root: Path) -> None:
-    names = ["mask2former_swin", "mask2former_res_net", "mask2former_swin-short", "mask2former_res_net-short"]
-    grid = grid_with(root, experiments=names, metrics=["PQ"])
-    for name, quality in zip(names, (0.5, 0.70001, 0.6, 0.6), strict=True):
-        write(grid, name, {"PQ": quality})
-    _, markdown, latex = tables(grid)
+    markdown, latex = of_four_models(root, 0.5, 0.70001, 0.6, 0.6)
     assert [line.split("|")[5].strip() for line in markdown.splitlines()[2:6]] == [
         "50.0",
         "**70.0**",

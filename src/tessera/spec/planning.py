@@ -215,7 +215,7 @@ class Plan:
         return verb in READ_DATA and (verb != "infer" or self.spec(experiment).inference.images is None)
 
     def _markers(self, name: str) -> list[str]:
-        """What is written last when rules make the dataset: what a conversion reads first."""
+        """The manifests that rules write when a dataset is whole; that of what a conversion reads stands before the conversion's own."""
         dataset = self.grid.dataset(name)
         made_first = dataset.convert is not None and (dataset.fetch or dataset.generator is not None)
         return [*(self.given_files(name) if made_first else ()), *self.dataset_files(name)]
@@ -228,6 +228,7 @@ class Plan:
         os.environ[PLANNED_FILE] = str(path)
 
     def forget(self) -> None:
+        """Ends ``remember``, when no job runs any longer."""
         Path(os.environ.pop(PLANNED_FILE)).unlink(missing_ok=True)
 
     def precision(self, suffix: str) -> str:
