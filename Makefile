@@ -20,7 +20,7 @@ COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate
 
 PACKAGES := slurm-wlm munge chromium texlive-latex-recommended poppler-utils
 
-.PHONY: demo test packages lint lock unlock clean
+.PHONY: demo test tensorrt packages lint lock unlock clean
 
 demo: .venv/.run
 	snakemake --cores $(CORES) $(DEMO)/eval.json $(DEMO)/onnx_eval.json $(DEMO)/inference/index.json results/tables/demo.md
@@ -32,6 +32,10 @@ demo: .venv/.run
 test: .venv/.dev
 	pytest --numprocesses $(TESTERS) --dist loadfile $(PYTEST)
 
+# For engines, on a machine with an NVIDIA GPU. Not in the locks: NVIDIA's package fetches the libraries itself.
+tensorrt: .venv/.run
+	$(UV) pip install --python $(BIN)/python --editable '.[tensorrt]'
+
 # Debian's: a real SLURM, a browser for the report, LaTeX for the tables. Without them their tests are left out.
 packages:
 	@test "$$(id -u)" = 0 || { echo "packages: needs root" >&2; exit 1; }
@@ -42,7 +46,7 @@ lint: .venv/.dev
 	ruff check .
 	ruff format --check .
 	mypy
-	snakefmt --check Snakefile rules
+	snakefmt --check Snakefile workflow rules
 	snakemake --lint
 
 # New versions: make lock LOCKFLAGS=--upgrade

@@ -23,7 +23,7 @@ def availability() -> str | None:
     """
     missing = []
     if importlib.util.find_spec("tensorrt") is None:
-        missing.append("the Python package tensorrt (10.4 or later; `pip install tensorrt`)")
+        missing.append("the Python package tensorrt (`make tensorrt` installs it)")
     if gpu_count() == 0:
         missing.append("an NVIDIA GPU with its driver")
     return " and ".join(missing) or None
@@ -53,10 +53,10 @@ def load() -> Any:
     try:
         import tensorrt as trt
     except (ImportError, OSError) as error:
-        raise UserError(f"the Python package tensorrt cannot be loaded ({error}); expected TensorRT 10 or 11") from None
+        raise UserError(f"the Python package tensorrt cannot be loaded ({error}); `make tensorrt` installs TensorRT 10 or 11") from None
     major = int(trt.__version__.split(".")[0])
     if major not in SUPPORTED:
-        raise UserError(f"TensorRT {trt.__version__} is installed; expected a version 10 or 11")
+        raise UserError(f"TensorRT {trt.__version__} is installed; expected 10 or 11, which `make tensorrt` installs")
     return trt
 
 
