@@ -53,7 +53,9 @@ def load() -> Any:
     try:
         import tensorrt as trt
     except (ImportError, OSError) as error:
-        raise UserError(f"the Python package tensorrt cannot be loaded ({error}); `make tensorrt` installs TensorRT 10 or 11") from None
+        raise UserError(
+            f"the Python package tensorrt cannot be loaded ({error}); `make tensorrt` installs TensorRT 10 or 11"
+        ) from None
     major = int(trt.__version__.split(".")[0])
     if major not in SUPPORTED:
         raise UserError(f"TensorRT {trt.__version__} is installed; expected 10 or 11, which `make tensorrt` installs")
