@@ -85,7 +85,8 @@ class Target:
     masks: Tensor | None
     """(N, H, W) bool. Instance masks may overlap; panoptic segments do not. None where boxes alone are to be found."""
     boxes: Tensor
-    """(N, 4) float32, tight around the mask. Without masks they are clipped to the image; in truths, float64 and as annotated."""
+    """(N, 4). What losses see is float32 and tight around the mask, or clipped to the image where there are no masks. Truths have float64:
+    the annotated box, which box metrics compare with, and a tight one only where none is annotated."""
     iscrowd: Tensor
     """(N,) bool. Crowd regions are never training targets; metrics ignore what falls into them."""
     areas: Tensor

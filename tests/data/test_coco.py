@@ -10,8 +10,10 @@ from pycocotools import mask as coco_mask
 
 from tessera.data.coco import _expand, parse_segmentation
 from tessera.data.reader import Findings
+from tessera.data.transforms import augment
 from tessera.files import UserError
 from tessera.ops.rle import encode_masks
+from tessera.spec.schema import AugmentationSpec
 from tests.data.files import LABEL_MAP, opened, write_coco
 
 SQUARE = [[2, 2, 8, 2, 8, 6, 2, 6]]
@@ -82,8 +84,6 @@ def test_images_without_annotations_are_empty(tmp_path: Path) -> None:
         ([], "without a mask"),
         (None, "without a mask"),
         ([[1, 1, 4, 4]], "fewer than three points"),
-        ([[100, 100, 120, 100, 120, 120]], "no pixel"),
-        ({"size": [10, 16], "counts": [160]}, "no pixel"),
     ],
 )
 def test_degenerate_annotations_are_left_out(segmentation: object, warning: str) -> None:
@@ -91,6 +91,27 @@ def test_degenerate_annotations_are_left_out(segmentation: object, warning: str)
     assert parse_segmentation(segmentation, (10, 16), "here", findings) is None
     assert not findings.errors
     assert [text for text in findings.warnings if warning in text]
+
+
+@pytest.mark.parametrize(
+    "segmentation", [[[100, 100, 120, 100, 120, 120]], {"size": [10, 16], "counts": [160]}], ids=["outside", "empty"]
+)
+def test_a_mask_without_a_pixel_is_there_to_be_missed_and_taught_to_nobody(
+    segmentation: object, tmp_path: Path
+) -> None:
+    """COCO's own evaluation counts it; see tests/evaluation/test_files.py."""
+    empty = {"id": 1, "category_id": 7, "segmentation": segmentation, "bbox": [3.5, 1, 4, 2.25], "area": 9}
+    dataset = write_coco(tmp_path, [empty, {"id": 2, "category_id": 7, "segmentation": SQUARE}])
+    findings = Findings()
+    reader = opened(dataset, tmp_path, "instance")
+    target = reader.target(0, (10, 16), findings)
+    assert target.masks.flatten(1).sum(1).tolist() == [0, 24]
+    assert target.boxes.tolist() == [[3.5, 1, 7.5, 3.25], [2, 2, 8, 6]]
+    assert findings.warnings["annotation whose mask has no pixel, which no mask can match"] == 1
+    generator = np.random.default_rng(0)
+    augmentation = AugmentationSpec(train_min_size=[32], train_crop_size=None)
+    _, trained = augment(torch.zeros(3, 10, 16, dtype=torch.uint8), target, augmentation, None, generator)
+    assert len(trained.labels) == 1 and trained.boxes.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,6 @@ from tessera.data.joined import JoinedDataset
 from tessera.data.json_stream import members
 from tessera.data.reader import Findings, SegmentationDataset, box_target, is_number
 from tessera.files import UserError, digest_file, read_json
-from tessera.ops.masks import masks_to_boxes
 from tessera.ops.rle import encode_masks
 from tessera.spec.schema import DatasetSpec, SplitSpec
 from tessera.structures import Target
@@ -97,12 +96,13 @@ def plain_targets(path: Path, mode: str) -> list[Target]:
         pairs = [(item, parse_segmentation(item["segmentation"], SIZE, "", Findings())) for item in items]
         kept = [(item, mask) for item, mask in pairs if mask is not None]
         masks = torch.from_numpy(np.stack([np.zeros(SIZE, bool), *(mask for _, mask in kept)]))[1:]
+        corners = [[x, y, x + width, y + height] for x, y, width, height in (item["bbox"] for item, _ in kept)]
         areas = [float(item["area"]) if is_number(item["area"]) else float(mask.sum()) for item, mask in kept]
         targets.append(
             Target(
                 labels=torch.tensor([LABELS[item["category_id"]] for item, _ in kept], dtype=torch.int64),
                 masks=masks,
-                boxes=masks_to_boxes(masks) if kept else torch.zeros(0, 4),
+                boxes=torch.tensor(corners, dtype=torch.float64) if kept else torch.zeros(0, 4),
                 iscrowd=torch.tensor([bool(item["iscrowd"]) for item, _ in kept], dtype=torch.bool),
                 areas=torch.tensor(areas, dtype=torch.float64),
             )

@@ -8,6 +8,7 @@ from PIL import Image
 
 from tessera.data.reader import Findings
 from tessera.files import UserError
+from tessera.ops.masks import masks_to_boxes
 from tests.data.files import opened, write_panoptic
 
 CAR, CAT, SKY, FAR = 7001, 300, 5, 70_000 + 65536 * 200
@@ -43,6 +44,12 @@ def test_panoptic_mode(tmp_path: Path) -> None:
     assert np.array_equal(target.semantic.numpy(), np.vectorize(table.get)(scene()))
 
 
+def test_an_annotated_box_is_kept_and_a_missing_one_is_tight(tmp_path: Path) -> None:
+    infos = [INFOS[0], {**INFOS[1], "bbox": [2.5, 1, 3.25, 4]}]
+    target = opened(write_panoptic(tmp_path, [scene()], [infos]), tmp_path, "panoptic").read(0).target
+    assert target.boxes.tolist() == [*masks_to_boxes(target.masks[:1]).tolist(), [2.5, 1, 5.75, 5]]
+
+
 def test_instance_mode_keeps_things_alone(tmp_path: Path) -> None:
     target = opened(write_panoptic(tmp_path, [scene()], [INFOS]), tmp_path, "instance").read(0).target
     assert target.labels.tolist() == [0, 1, 0]
@@ -64,7 +71,7 @@ def test_segments_in_one_place_only(tmp_path: Path) -> None:
     reader = opened(write_panoptic(tmp_path, [scene()], [infos]), tmp_path, "panoptic")
     findings = Findings()
     target = reader.target(0, (8, 12), findings)
-    assert target.labels.tolist() == [0, 1]
+    assert target.labels.tolist() == [0, 1, 1] and not target.masks[2].any()
     assert target.semantic is not None and (target.semantic[4:7, 4:6] == 255).all()
     assert not findings.errors
     assert sorted(findings.warnings.values()) == [1, 2]

@@ -45,7 +45,7 @@ class _Totals:
         self.images += 1
         self.crowd += int(target.iscrowd.sum())
         shown = select(target, ~target.iscrowd)
-        if shown.masks is None and shown.size is not None:
+        if shown.size is not None:
             trained = resize_target(shown, shown.size)
             shown = select(shown, has_pixels(trained))
         labels = shown.labels.tolist()

@@ -14,12 +14,12 @@ from pycocotools import mask as coco_mask
 from tessera.data.coco_index import CocoDataset, is_whole
 from tessera.data.reader import (
     Findings,
+    annotated_boxes,
     box_target,
     empty_target,
     is_number,
     report_box,
 )
-from tessera.ops.masks import masks_to_boxes
 from tessera.ops.rle import decode_counts
 from tessera.spec.networks import Mode
 from tessera.structures import ClassCatalog, Target
@@ -31,8 +31,9 @@ _FARTHEST = 10
 class CocoInstances(CocoDataset):
     """Every annotated object is kept, overlapping ones too; those of classes outside ``catalog`` (stuff) are left out.
 
-    Mode instance: annotations without a usable mask are left out with a warning: no mask, a polygon of fewer than three points, no
-    pixel. Mode detection: boxes alone, as annotated; masks are not even looked at.
+    Mode instance: annotations without a usable mask are left out with a warning: no mask, a polygon of fewer than three points. A mask
+    without a pixel is kept, empty: no loss sees it, and COCO's evaluation counts it as missed. Mode detection: boxes alone, as
+    annotated; masks are not even looked at.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class CocoInstances(CocoDataset):
         masks = []
         for item in objects:
             where = f"{self.file_names[index]}, annotation {item['id']}"
-            # Boxes are informative here, since tight ones are made from the masks; a wrong one hints at other trouble.
+            # Box metrics compare with it; what the losses see is made from the mask.
             if item["fault"] is not None:
                 findings.errors.append(item["fault"])
             elif item["bbox"] is not None:
@@ -74,7 +75,7 @@ class CocoInstances(CocoDataset):
         return Target(
             labels=torch.tensor([self._labels[item["category_id"]] for item in kept]),
             masks=stacked,
-            boxes=masks_to_boxes(stacked),
+            boxes=annotated_boxes(kept, stacked),
             iscrowd=torch.tensor([bool(item["iscrowd"]) for item in kept]),
             areas=torch.tensor(
                 [_area(item, mask) for item, mask in zip(kept, masks, strict=True)], dtype=torch.float64
@@ -86,7 +87,7 @@ class CocoInstances(CocoDataset):
 def parse_segmentation(
     value: Any, size: tuple[int, int], where: str, findings: Findings
 ) -> npt.NDArray[np.bool_] | None:
-    """Polygons or run lengths to (H, W); None for what has no pixel (a warning) or is malformed (an error)."""
+    """Polygons or run lengths to (H, W); None for what is no mask (a warning) or malformed (an error)."""
     mask: npt.NDArray[np.bool_] | None = None
     if value is None or value == []:
         findings.warnings["annotation without a mask, left out"] += 1
@@ -97,8 +98,7 @@ def parse_segmentation(
     else:
         findings.errors.append(f"{where}: segmentation is {type(value).__name__}, expected polygons or run lengths")
     if mask is not None and not mask.any():
-        findings.warnings["annotation whose mask has no pixel, left out"] += 1
-        return None
+        findings.warnings["annotation whose mask has no pixel, which no mask can match"] += 1
     return mask
 
 

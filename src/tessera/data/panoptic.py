@@ -11,10 +11,9 @@ import numpy.typing as npt
 import torch
 
 from tessera.data.coco_index import CocoDataset
-from tessera.data.reader import Findings, box_target, class_target, empty_target
+from tessera.data.reader import Findings, annotated_boxes, box_target, class_target, empty_target
 from tessera.files import UserError
 from tessera.ops.image_size import open_image
-from tessera.ops.masks import masks_to_boxes
 from tessera.spec.networks import Mode
 from tessera.structures import IGNORE, ClassCatalog, Target
 
@@ -23,8 +22,9 @@ class CocoPanoptic(CocoDataset):
     """Panoptic mode: a mask per segment and the semantic map. Semantic mode: a mask per class and the map. Instance mode: things alone.
     Detection mode: the things' boxes as the JSON has them; the PNG files are not opened.
 
-    Left out with a warning: segments of the JSON without a pixel in the PNG, and pixels whose id the JSON does not list (void).
-    An image without annotation has nothing to be found, and every pixel of it is void.
+    Pixels whose id the JSON does not list are void, with a warning. Segments of the JSON without a pixel in the PNG are kept, empty, with
+    a warning: no loss sees them, and the published evaluation counts them as missed. An image without annotation has nothing to be
+    found, and every pixel of it is void.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class CocoPanoptic(CocoDataset):
         listed = {segment["id"] for segment in segments}
         absent = len(listed - pixels.keys())
         if absent:
-            findings.warnings["segment without a pixel in the panoptic PNG, left out"] += absent
+            findings.warnings["segment without a pixel in the panoptic PNG, which nothing can match"] += absent
         unlisted = len(pixels.keys() - listed - {0})
         if unlisted:
             findings.warnings["segment of the panoptic PNG that the JSON does not list, taken as void"] += unlisted
 
-        found = [item for item in segments if item["id"] in pixels and item["category_id"] in self._labels]
+        found = [item for item in segments if item["category_id"] in self._labels]
         labels = {item["id"]: self._labels[item["category_id"]] for item in found}
         semantic: npt.NDArray[np.uint8] | None = None
         if self._mode in ("panoptic", "semantic"):
@@ -91,10 +91,11 @@ class CocoPanoptic(CocoDataset):
         return Target(
             labels=torch.tensor([labels[item["id"]] for item in found]),
             masks=masks,
-            boxes=masks_to_boxes(masks),
+            boxes=annotated_boxes(found, masks),
             iscrowd=torch.tensor([item["iscrowd"] for item in found], dtype=torch.bool),
             areas=torch.tensor(
-                [pixels[item["id"]] if item["area"] is None else item["area"] for item in found], dtype=torch.float64
+                [pixels.get(item["id"], 0) if item["area"] is None else item["area"] for item in found],
+                dtype=torch.float64,
             ),
             semantic=None if semantic is None else torch.from_numpy(semantic),
             size=(ids.shape[0], ids.shape[1]),

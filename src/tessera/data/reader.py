@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from tessera.files import raise_all
 from tessera.ops.image_size import read_image_size
@@ -152,6 +153,16 @@ def box_target(
         areas=torch.tensor(areas, dtype=torch.float64),
         size=size,
     )
+
+
+def annotated_boxes(objects: Sequence[dict[str, Any]], masks: Tensor) -> Tensor:
+    """(N, 4) float64: each ``bbox`` as annotated, tight around the mask where none is given."""
+    boxes = masks_to_boxes(masks).double()
+    for place, item in enumerate(objects):
+        if item["bbox"] is not None:
+            x, y, width, height = item["bbox"]
+            boxes[place] = torch.tensor([x, y, x + width, y + height], dtype=torch.float64)
+    return boxes
 
 
 def is_number(value: Any) -> bool:
