@@ -72,6 +72,21 @@ def test_worker_count_changes_no_bit(workers: int, demo: Path, reference: list[l
     assert [blob(batch) for batch in batches(make_spec(demo, workers), 1)] == reference[1]
 
 
+def test_the_threads_of_training_change_no_bit(tmp_path: Path) -> None:
+    """Loader processes have one; without any, images of this size are shared out among those of the training."""
+    write_demo(tmp_path / "demo", DemoSpec(train_images=4, val_images=1, test_images=1, height=512, width=512), False)
+    spec = make_spec(tmp_path)
+    large = AugmentationSpec(train_min_size=[512], train_crop_size=(512, 512))
+    spec = spec.model_copy(update={"dataset": spec.dataset.model_copy(update={"augmentation": large})})
+    before = torch.get_num_threads()
+    found = {}
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found[threads] = [blob(batch) for batch in batches(spec, 0)]
+    torch.set_num_threads(before)
+    assert found[1] == found[2]
+
+
 @pytest.mark.parametrize("start", [1, 2, 3])
 def test_a_start_in_the_middle_of_an_epoch_goes_on(start: int, demo: Path, reference: list[list[bytes]]) -> None:
     assert [blob(batch) for batch in batches(make_spec(demo, workers=start % 2), 1, start)] == reference[1][start:]

@@ -22,6 +22,7 @@ ARCHIVE: dict[str, Any] = {"address": "s3://bucket/images.tar", "sha256": "0" * 
 BASE: dict[str, Any] = {
     "dataset": {"generator": {}, "num_classes": 3},
     "engine": {"opt_batch_size": 2, "max_batch_size": 4},
+    "train": {"num_gpus": 2},
 }
 """A spec in which every key can change alone; its batches leave room."""
 
@@ -78,7 +79,7 @@ VALUES: dict[str, Any] = {
     "dataset.train.target_size": [64, 96],
     "dataset.val.target_size": [64, 96],
     "dataset.test.target_size": [64, 96],
-    "train.gpu_ids": [1],
+    "train.gpu_ids": [0, 1, 2],
     "train.iters_per_epoch": 7,
     "train.keep_checkpoints": 3,
     "train.optim.milestones": [5, 6],

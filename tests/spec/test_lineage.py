@@ -81,6 +81,10 @@ CHANGES = {
     "workers": ({"dataset": {"generator": {}, "train": {"num_workers": 9}}}, set()),
     "val batch size": ({"dataset": {"generator": {}, "val": {"batch_size": 9}}}, set()),
     "test batch size": ({"dataset": {"generator": {}, "test": {"batch_size": 9}}}, set()),
+    "another GPU": ({"train": {"gpu_ids": [1]}}, set()),
+    "another strategy for one process": ({"train": {"distributed_strategy": "fsdp"}}, set()),
+    "another process": ({"train": {"gpu_ids": [0, 1]}}, set(STEPS)),
+    "threads": ({"train": {"threads": 1}}, set(STEPS)),
     "checkpoint interval": ({"train": {"checkpoint_interval": 9}}, set()),
     "data root": ({"data_root": "elsewhere"}, set()),
 }  # fmt: skip
@@ -91,6 +95,15 @@ def test_a_change_reaches_exactly_what_depends_on_it(
     sections: dict[str, Any], expected: set[tuple[str, str, str]]
 ) -> None:
     assert changed_steps(**sections) == expected
+
+
+@pytest.mark.parametrize(
+    "train", [{"num_gpus": 4}, {"num_nodes": 4}, {"num_gpus": 2, "num_nodes": 2}, {"gpu_ids": [0, 1, 2, 5]}]
+)
+def test_of_the_processes_their_number_alone_counts(train: dict[str, Any]) -> None:
+    found = lineage(make_spec(train=train), "train")["train"]
+    assert found["processes"] == 4
+    assert {**found, "processes": 1} == lineage(make_spec(), "train")["train"] | {"distributed_strategy": "ddp"}
 
 
 def test_order_of_keys_means_nothing() -> None:

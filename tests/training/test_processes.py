@@ -52,7 +52,7 @@ def test_two_processes_stop_together_and_continue(work):
     for send, signum, code in ((os.kill, signal.SIGTERM, 143), (os.killpg, signal.SIGINT, 130)):
         process = toy.start(work, changes, threads=2, log=work / "train.log", start_new_session=True)
         before = "".join(toy.read_until(process, ": lr of"))
-        assert "CPU, 1 thread(s), 2 processes" in before  # the job's two are shared out
+        assert "CPU, 1 thread(s), 2 processes" in before  # as the spec says, though the job has two
         send(process.pid, signum)
         rest = process.stderr.read()
         assert process.wait(30) == code, rest

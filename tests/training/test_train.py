@@ -65,6 +65,35 @@ def test_validation_and_loading_do_not_disturb_the_weights(root, work, changes):
     assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
+def test_the_spec_alone_says_how_many_threads_train(root, work):
+    """`--cores 1` and `--cores 2` reach a training as OMP_NUM_THREADS; images of this size are shared out among threads."""
+    large = {
+        "train.num_epochs": 1,
+        "dataset.augmentation.train_min_size": [160],
+        "dataset.augmentation.train_crop_size": [160, 160],
+        "dataset.augmentation.test_min_size": 160,
+        "dataset.augmentation.test_max_size": 160,
+    }
+    for name, cores, threads in (("one", 1, 2), ("two", 2, 2), ("other", 2, 1)):
+        process = toy.start(work, large | {"train.threads": threads}, name, threads=cores)
+        log = process.stderr.read()
+        assert process.wait(60) == 0 and f"CPU, {threads} thread(s)" in log, log
+    one, two, other = (work / "results" / name for name in ("one", "two", "other"))
+    toy.assert_same_results(one, two)
+    with pytest.raises(AssertionError, match="tensors differ"):
+        toy.assert_same_results(one, other)
+
+
+def test_another_gpu_is_the_same_training(root, work, monkeypatch):
+    results = toy.run(work)
+    before = (results / "train.json").read_text()
+    monkeypatch.setattr("tessera.training.train.fit", None)  # not one more step
+    results = toy.run(work, {"train.gpu_ids": [1]})
+    assert json.loads((results / "train.json").read_text())["lineage"] == json.loads(before)["lineage"]
+    assert len(list((work / "checkpoints/toy").iterdir())) == 1
+    toy.assert_same_results(root / "results/whole", results)
+
+
 def test_activation_checkpoint_gives_the_same_numbers(root, work):
     toy.assert_same_results(root / "results/whole", toy.run(work, {"train.activation_checkpoint": True}))
 

@@ -42,7 +42,7 @@ SPEC = {
             "test_max_size": 64,
         },
     },
-    "train": {"num_epochs": 2, "optim": {"lr": 1e-3, "warmup_iters": 3, "milestones": [1]}},
+    "train": {"num_epochs": 2, "threads": 1, "optim": {"lr": 1e-3, "warmup_iters": 3, "milestones": [1]}},
 }  # fmt: skip
 STEPS = 4
 """Per epoch: nine scenes, two at a time."""

@@ -50,7 +50,7 @@ def test_a_tiny_run_from_data_to_onnx_runtime(experiment: str, tmp_path: Path):
     tiny = {
         **test_kill.TINY,
         "model": MODELS[experiment],
-        "train": {"num_epochs": 1, "validation_interval": 1, "optim": {"milestones": [1]}},
+        "train": {"num_epochs": 1, "threads": 1, "validation_interval": 1, "optim": {"milestones": [1]}},
     }
     tiny["dataset"]["augmentation"] = {
         **tiny["dataset"]["augmentation"],

@@ -39,6 +39,7 @@ TINY = {
     },
     "train": {
         "num_epochs": 6,
+        "threads": 1,
         "checkpoint_interval": 1,
         "checkpoint_interval_unit": "step",
         "validation_interval": 6,

@@ -50,18 +50,19 @@ def test_evaluation_file(runtime: str, precision: str, name: str) -> None:
 @pytest.mark.parametrize(
     ("train", "resources", "launcher"),
     [
-        ({}, {"gpu": 1, "nodes": 1, "threads": 8}, ""),
-        ({"num_gpus": 4}, {"gpu": 4, "nodes": 1, "threads": 32}, ""),
-        ({"gpu_ids": [2, 3]}, {"gpu": 2, "nodes": 1, "threads": 16}, ""),
+        ({}, {"gpu": 1, "nodes": 1, "threads": 4}, ""),
+        ({"num_gpus": 4}, {"gpu": 4, "nodes": 1, "threads": 16}, ""),
+        ({"gpu_ids": [2, 3]}, {"gpu": 2, "nodes": 1, "threads": 8}, ""),
+        ({"threads": 6}, {"gpu": 1, "nodes": 1, "threads": 8}, ""),
         (
             {"num_nodes": 2},
-            {"gpu": 2, "nodes": 2, "threads": 8, "mpi": "srun", "tasks": 2},
-            "srun --nodes=2 --ntasks-per-node=1 --cpus-per-task=8 --kill-on-bad-exit=1 ",
+            {"gpu": 2, "nodes": 2, "threads": 4, "mpi": "srun", "tasks": 2},
+            "srun --nodes=2 --ntasks-per-node=1 --cpus-per-task=4 --kill-on-bad-exit=1 ",
         ),
         (
             {"num_nodes": 2, "num_gpus": 4},
-            {"gpu": 8, "nodes": 2, "threads": 8, "mpi": "srun", "tasks_per_node": 4},
-            "srun --nodes=2 --ntasks-per-node=4 --cpus-per-task=8 --kill-on-bad-exit=1 ",
+            {"gpu": 8, "nodes": 2, "threads": 4, "mpi": "srun", "tasks_per_node": 4},
+            "srun --nodes=2 --ntasks-per-node=4 --cpus-per-task=4 --kill-on-bad-exit=1 ",
         ),
     ],
 )
@@ -77,7 +78,7 @@ def test_what_a_training_asks_for(
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     plan = Plan(CONFIG, tmp_path)
     assert plan.training_resources("mask2former_swin-short") == resources
-    assert plan.launcher("mask2former_swin-short", 8) == launcher
+    assert plan.launcher("mask2former_swin-short", 4) == launcher
 
 
 def test_outside_slurm_the_training_itself_says_what_is_missing(
@@ -86,7 +87,7 @@ def test_outside_slurm_the_training_itself_says_what_is_missing(
     project = make_project(tmp_path)
     project.configure("variants/short", {"train": {"num_nodes": 2}})
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert Plan(CONFIG, tmp_path).launcher("mask2former_swin-short", 8) == ""
+    assert Plan(CONFIG, tmp_path).launcher("mask2former_swin-short", 4) == ""
 
 
 def test_lost_data_are_made_again_from_their_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,13 @@ class Lineages:
         live = _live_keys(value) if isinstance(value, BaseModel) else value
         if name == "dataset":
             del live["fetch"], live["convert"]  # Part of the data's digest.
+        if name == "train":
+            # Which GPUs and machines the processes run on changes no result, and one process has nothing to distribute.
+            for key in ("num_gpus", "gpu_ids", "num_nodes"):
+                del live[key]
+            live["processes"] = value.world_size
+            if value.world_size == 1:
+                del live["distributed_strategy"]
         if not tested:
             del live["test"]
             if live["generator"] is not None:

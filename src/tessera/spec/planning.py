@@ -37,9 +37,6 @@ from tessera.spec.sources import CONVERTED
 
 RESULTS = "results"
 
-TRAIN_THREADS = 8
-"""Cores of each training process: it and its loader workers."""
-
 COMPARE_VERSION = 3
 """Raised when a change of src/tessera/reporting changes the tables."""
 
@@ -240,12 +237,18 @@ class Plan:
         on several machines SLURM starts every process as a task."""
         train = self.spec(experiment).train
         processes, nodes = train.processes, train.num_nodes
+        threads = self.cores_of_process(experiment)
         found: dict[str, int | str] = {"gpu": processes * nodes, "nodes": nodes}
         if nodes == 1:
-            return found | {"threads": TRAIN_THREADS * processes}
+            return found | {"threads": threads * processes}
         # The executor refuses tasks_per_node=1.
         tasks = {"tasks_per_node": processes} if processes > 1 else {"tasks": nodes}
-        return found | {"threads": TRAIN_THREADS, "mpi": "srun"} | tasks
+        return found | {"threads": threads, "mpi": "srun"} | tasks
+
+    def cores_of_process(self, experiment: str) -> int:
+        """Of each process of a training: its own threads, and its loader processes."""
+        spec = self.spec(experiment)
+        return spec.train.threads + max(spec.dataset.train.num_workers, spec.dataset.val.num_workers)
 
     def launcher(self, experiment: str, threads: int) -> str:
         """What stands before the command of the train rule: nothing, unless the training spans machines and this is a job of SLURM's. Elsewhere

@@ -207,11 +207,14 @@ class TrainSpec(Section):
     select: Literal["last", "best"] = "last"
     """Which weights become model.pth: those after the last epoch, or those of the best validation metric of the mode."""
     num_gpus: int = Field(1, ge=1)
-    """Processes, one GPU each; without a GPU, processes on the CPU. The larger of this and the length of `gpu_ids` counts."""
+    """Processes on each machine, one GPU each; without a GPU, processes on the CPU. The larger of this and the length of `gpu_ids` counts."""
     gpu_ids: list[Annotated[int, Field(ge=0)]] = [0]
-    """Which GPUs."""
+    """Which GPUs. No result depends on it but through their number, so that [1] for [0] retrains nothing."""
     num_nodes: int = Field(1, ge=1)
-    """Machines."""
+    """Machines. Of this, `num_gpus` and `gpu_ids` the number of all processes alone can change a result."""
+    threads: int = Field(2, ge=1, le=1024)
+    """Threads of PyTorch in each process, whatever `--cores`, OMP_NUM_THREADS or SLURM say: on the CPU their number decides how sums are
+    rounded, so that another one is another training. On a GPU there is no reason to change it. Loader processes have one thread each."""
     precision: Literal["fp32", "fp16", "bf16"] = "fp32"
     """fp16 and bf16 are mixed precision: weights stay fp32. fp16 needs a GPU."""
     distributed_strategy: Literal["ddp", "fsdp"] = "ddp"
@@ -239,6 +242,11 @@ class TrainSpec(Section):
     def processes(self) -> int:
         """On each machine."""
         return max(self.num_gpus, len(self.gpu_ids))
+
+    @property
+    def world_size(self) -> int:
+        """Processes on all machines."""
+        return self.processes * self.num_nodes
 
 
 class PostprocessSpec(Section):

@@ -50,7 +50,8 @@ def fit(spec: Spec, experiment: str, checkpoints: Path, rank: int = 0) -> None:
     """
     hardware = choose(spec.train)
     try:
-        _fit(spec, experiment, checkpoints, rank, hardware)
+        with deterministic(hardware, spec.train.threads):
+            _fit(spec, experiment, checkpoints, rank, hardware)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise UserError(memory_advice(spec, hardware)) from None
@@ -62,7 +63,7 @@ def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Ha
     catalog = load_catalog(spec.dataset, spec.data_root, spec.model.mode)
     plan = Plan.of(spec, experiment, checkpoints, catalog, hardware.world_size)
     restored = find_checkpoint(spec, plan, quiet=not first)
-    state = State.from_plain(restored["state"]) if restored else State(threads=torch.get_num_threads())
+    state = State.from_plain(restored["state"]) if restored else State()
     state.starts.append({"step": state.step, "epoch": state.step // plan.steps_per_epoch})
 
     torch.manual_seed(counter_seed(spec.seed, "initial weights"))
@@ -100,7 +101,7 @@ def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Ha
     )
     stop.install()
     try:
-        with deterministic(hardware, state.threads), _quiet():
+        with _quiet():
             trainer = _trainer(hardware, plan.folder.path, loop, train.distributed_strategy)
             trainer.fit(
                 TrainModule(model.network, model.criterion, train, schedule, spec.seed, frozen),
@@ -112,7 +113,7 @@ def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Ha
 
 
 def _announce(spec: Spec, plan: Plan, state: State, hardware: Hardware) -> None:
-    where = f"GPU {', '.join(map(str, hardware.gpus))}" if hardware.gpus else f"CPU, {state.threads} thread(s)"
+    where = f"GPU {', '.join(map(str, hardware.gpus))}" if hardware.gpus else f"CPU, {spec.train.threads} thread(s)"
     if hardware.world_size > 1:
         where += f", {hardware.world_size} processes"
     begin = f"continuing from step {state.step}" if state.step else "starting"
@@ -120,8 +121,6 @@ def _announce(spec: Spec, plan: Plan, state: State, hardware: Hardware) -> None:
         f"{begin}: {spec.train.num_epochs} epochs of {plan.steps_per_epoch} steps, {where}, {hardware.precision}; resume state in "
         f"{plan.folder.path}"
     )
-    if not hardware.gpus and state.threads != torch.get_num_threads():
-        say(f"using {state.threads} thread(s), as this training began with: their number changes the last bits of sums")
     if not plan.validates:
         say("no val split in the dataset: training without validation")
 

@@ -55,28 +55,26 @@ def choose(train: TrainSpec) -> Hardware:
                 f"train.num_gpus {train.num_gpus} and train.gpu_ids {train.gpu_ids} ask for {wanted} processes; without a GPU "
                 f"they would share {os.cpu_count()} processors; set train.num_gpus=1 train.gpu_ids=[0]"
             )
-        if train.distributed_strategy == "fsdp" and wanted * train.num_nodes > 1:
+        if train.distributed_strategy == "fsdp" and train.world_size > 1:
             raise UserError(
                 "train.distributed_strategy=fsdp needs GPUs and there is none; use train.distributed_strategy=ddp"
             )
-    world = wanted * train.num_nodes
-    return Hardware(ids, wanted, train.num_nodes, train.precision, train.distributed_strategy == "fsdp" and world > 1)
+    sharded = train.distributed_strategy == "fsdp" and train.world_size > 1
+    return Hardware(ids, wanted, train.num_nodes, train.precision, sharded)
 
 
 @contextlib.contextmanager
 def deterministic(hardware: Hardware, threads: int) -> Iterator[None]:
-    """On the CPU: only algorithms that give the same bits every time, with a fixed number of threads.
+    """A fixed number of threads, because it decides the order of sums; and on the CPU only algorithms that give the same bits every time.
 
     A GPU keeps its fast algorithms: the backward passes of resizing and grid sampling have no deterministic ones there.
     """
-    if hardware.gpus:
-        yield
-        return
     memory: Any = torch.utils.deterministic  # its attributes are properties, unknown to type checkers
     before = torch.are_deterministic_algorithms_enabled(), memory.fill_uninitialized_memory
     threads_before = torch.get_num_threads()
-    torch.use_deterministic_algorithms(True)
-    memory.fill_uninitialized_memory = False
+    if not hardware.gpus:
+        torch.use_deterministic_algorithms(True)
+        memory.fill_uninitialized_memory = False
     torch.set_num_threads(threads)
     try:
         yield

@@ -40,10 +40,9 @@ def launch(spec: Spec, experiment: str, checkpoints: Path, processes: int) -> No
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    threads = max(1, torch.get_num_threads() // processes)
     workers = [
         context.Process(
-            target=_work, args=(rank, port, os.getpid(), threads, log_path(), reports, spec, experiment, checkpoints)
+            target=_work, args=(rank, port, os.getpid(), log_path(), reports, spec, experiment, checkpoints)
         )
         for rank in range(processes)
     ]
@@ -95,7 +94,6 @@ def _work(
     rank: int,
     port: int,
     parent: int,
-    threads: int,
     log: Path | None,
     reports: Any,
     spec: Spec,
@@ -113,7 +111,6 @@ def _work(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    torch.set_num_threads(threads)
     if log is not None:
         join_log(log)
     from tessera.training.fit import fit

@@ -16,9 +16,9 @@ from tessera.training.checkpoint import Folder, read_checkpoint, say
 FREE = (
     "train.clip_grad",
     "train.distributed_strategy",
-    "train.gpu_ids",
-    "train.num_",
+    "train.num_epochs",
     "train.precision",
+    "train.processes",
     "train.resume_training_checkpoint_path",
     "train.select",
     "train.validation_interval",

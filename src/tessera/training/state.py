@@ -32,8 +32,6 @@ class State:
     """What fine-tuning took from ``train.pretrained_model_path``."""
     origin: str | None = None
     """Digest of the file that ``train.resume_training_checkpoint_path`` named when this training continued from it."""
-    threads: int = 1
-    """Of torch on the CPU: their number decides the order of sums, so a restart uses the same."""
 
     def to_plain(self) -> dict[str, Any]:
         return asdict(self)

@@ -110,7 +110,7 @@ def _export(spec: Spec, experiment: str, results: Path, plan: Plan, catalog: Cla
     if spec.train.select == "best" and checkpoint["best"] is not None:
         weights = checkpoint["best"]
     if plan.validates and "val_loss" not in state.rows[-1]:
-        row = _validate(spec, catalog, Validation(spec, catalog, model), state.threads)
+        row = _validate(spec, catalog, Validation(spec, catalog, model))
         state.record(row)
         if state.consider(f"val_{METRIC[spec.model.mode]}", row, spec.train.num_epochs):
             weights = checkpoint["network"]
@@ -149,7 +149,7 @@ def _write(
     say(f"wrote {results / 'model.pth'}, metrics.csv and train.json ({state.step} steps, {state.seconds:.0f} s)")
 
 
-def _validate(spec: Spec, catalog: ClassCatalog, validation: Validation, threads: int) -> dict[str, float]:
+def _validate(spec: Spec, catalog: ClassCatalog, validation: Validation) -> dict[str, float]:
     """The last epoch always ends with a validation; where the interval does not give one, it is made here."""
     hardware = choose(spec.train)
     device = torch.device(f"cuda:{hardware.gpus[0]}" if hardware.gpus else "cpu")
@@ -160,5 +160,5 @@ def _validate(spec: Spec, catalog: ClassCatalog, validation: Validation, threads
         outputs: dict[str, torch.Tensor] = network(**network.inputs(batch))
         return outputs
 
-    with deterministic(hardware, threads):
+    with deterministic(hardware, spec.train.threads):
         return validation(forward)
