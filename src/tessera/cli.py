@@ -120,14 +120,20 @@ def export_kitti(
 
 
 @app.command()
-def check(dataset: str, out: Annotated[Path, typer.Option()], data_root: DataRoot = None, log: Log = None) -> None:
+def check(
+    dataset: str,
+    out: Annotated[Path | None, typer.Option(help="File to write.", show_default="data/checks/<dataset>.json")] = None,
+    data_root: DataRoot = None,
+    log: Log = None,
+) -> None:
     """Open every file of a dataset and list all problems at once."""
     from tessera.data.check import check_dataset
     from tessera.spec.compose import load_grid
 
     _start_log(log)
     grid = load_grid(data_root=data_root)
-    write_json(out, check_dataset(grid.dataset(dataset), grid.data_root))
+    report = check_dataset(grid.dataset(dataset), grid.data_root)
+    write_json(out or Path(f"data/checks/{dataset}.json"), report)
 
 
 @app.command()

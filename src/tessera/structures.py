@@ -9,6 +9,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,8 +25,9 @@ IGNORE = 255
 @dataclass(frozen=True)
 class Category:
     id: int
-    """Id in the dataset's files, at least 1; only readers and writers of those files use it."""
+    """Id in the dataset's files, at least 0; only readers and writers of those files use it."""
     name: str
+    """As the dataset has it; another class may have the same."""
     color: tuple[int, int, int]
     """RGB, 0..255 each."""
     isthing: bool
@@ -42,6 +45,11 @@ class ClassCatalog:
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(category.name for category in self.categories)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """``names`` where one class alone has the name, otherwise with the dataset's id, such as ``screen (131)``: no two are equal."""
+        return told_apart(self.names, [category.id for category in self.categories])
 
     @property
     def thing_ids(self) -> tuple[int, ...]:
@@ -74,6 +82,28 @@ class ClassCatalog:
                 for c in value
             )
         )
+
+
+def unknown_class(name: str, catalog: ClassCatalog) -> str:
+    """What to say of a name that is no key of the catalogue."""
+    ids = [str(category.id) for category in catalog.categories if category.name == name]
+    if ids:
+        return f"{len(ids)} classes are called {name!r}; name one of them, " + " or ".join(
+            f"'{name} ({number})'" for number in ids
+        )
+    near = difflib.get_close_matches(name, catalog.keys, n=1)
+    listed = ", ".join(catalog.keys[:20]) + (", ..." if len(catalog) > 20 else "")
+    return f"the model has no class {name!r}; " + (
+        f"did you mean {near[0]!r}?" if near else f"its classes are {listed}"
+    )
+
+
+def told_apart(names: Sequence[str], ids: Sequence[int]) -> tuple[str, ...]:
+    """Names that occur more than once get their id, which is unique, in brackets; all do where another name looks like that already."""
+    counts = Counter(names)
+    numbered = [f"{name} ({number})" for name, number in zip(names, ids, strict=True)]
+    keys = [key if counts[name] > 1 else name for name, key in zip(names, numbered, strict=True)]
+    return tuple(keys if len(set(keys)) == len(keys) else numbered)
 
 
 @dataclass

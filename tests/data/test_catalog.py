@@ -6,6 +6,7 @@ import pytest
 from tessera.data.catalog import full_catalog, load_catalog
 from tessera.data.label_map import parse_label_map, read_label_map
 from tessera.files import UserError
+from tessera.ops.kitti import kitti_names
 from tessera.spec.schema import DatasetSpec, SplitSpec
 
 HERE = Path("map.json")
@@ -29,7 +30,7 @@ def test_palette_is_distinct_and_repeatable() -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"id": 0, "name": "a"}, "id is 0, expected a whole number above 0"),
+        ({"id": -1, "name": "a"}, "id is -1, expected a whole number of 0 or more"),
         ({"id": True, "name": "a"}, "id is True"),
         ({"id": 1.5, "name": "a"}, "id is 1.5"),
         ({"id": 2, "name": " "}, "name is ' '"),
@@ -37,7 +38,6 @@ def test_palette_is_distinct_and_repeatable() -> None:
         ({"id": 2, "name": "a", "color": [0, 0]}, "color is"),
         ({"id": 2, "name": "a", "isthing": 2}, "isthing is 2"),
         ({"id": 1, "name": "other"}, "id 1 is that of entry 1"),
-        ({"id": 2, "name": "first"}, "name 'first' is that of entry 1"),
         ("text", "is str"),
     ],
 )
@@ -49,7 +49,7 @@ def test_faults_are_named(entry: object, message: str) -> None:
 
 def test_all_faults_at_once() -> None:
     with pytest.raises(UserError, match="3 problem") as caught:
-        parse_label_map([{"id": 0, "name": ""}, {"id": 1, "name": "a", "isthing": "yes"}], HERE)
+        parse_label_map([{"id": -1, "name": ""}, {"id": 1, "name": "a", "isthing": "yes"}], HERE)
     assert "entry 1" in str(caught.value) and "entry 2" in str(caught.value)
 
 
@@ -66,6 +66,19 @@ def test_class_count_against_label_map(tmp_path: Path) -> None:
         read_label_map(path, contiguous=False, num_classes=3)
     with pytest.raises(UserError, match="num_classes must be set"):
         read_label_map(path, contiguous=False)
+    path.write_text(json.dumps([{"id": 0, "name": "a"}, {"id": 4, "name": "b"}]))
+    with pytest.raises(UserError, match=r"class with id 0, but with contiguous_id false .* set contiguous_id to true"):
+        read_label_map(path, contiguous=False, num_classes=5)
+
+
+def test_classes_of_one_name_are_told_apart_by_their_ids() -> None:
+    names = {24: "screen", 131: "screen", 5: "screen (131)", 2: "Screen"}
+    catalog = parse_label_map([{"id": number, "name": name} for number, name in names.items()], HERE)
+    assert catalog.names == ("screen", "screen", "screen (131)", "Screen")
+    assert catalog.keys == ("screen (24)", "screen (131)", "screen (131) (5)", "Screen (2)")
+    plain = parse_label_map([{"id": number, "name": name} for number, name in names.items() if number != 5], HERE)
+    assert plain.keys == ("screen (24)", "screen (131)", "Screen")
+    assert kitti_names(plain) == ("screen_(24)", "screen_(131)", "Screen")
 
 
 @pytest.mark.parametrize(
@@ -101,9 +114,30 @@ def test_coco_files_name_their_own_classes(tmp_path: Path) -> None:
 
 
 def test_a_class_cannot_be_the_unlabeled_value(tmp_path: Path) -> None:
-    (tmp_path / "map.json").write_text(json.dumps([{"id": 3, "name": "a"}]))
-    with pytest.raises(UserError, match="ignore_id"):
-        full_catalog(DatasetSpec(type="mask_pairs", label_map="map.json", ignore_id=3), str(tmp_path))
+    (tmp_path / "map.json").write_text(json.dumps([{"id": 0, "name": "road"}, {"id": 3, "name": "car"}]))
+    dataset = DatasetSpec(type="mask_pairs", label_map="map.json")
+    for value, name in ((0, "road"), (3, "car")):
+        with pytest.raises(
+            UserError, match=rf"'{name}' has the id {value}, .* set dataset\.ignore_id: null \(255 stays"
+        ):
+            full_catalog(dataset.model_copy(update={"ignore_id": value}), str(tmp_path))
+    for other in (None, 7):
+        assert full_catalog(dataset.model_copy(update={"ignore_id": other}), str(tmp_path)).from_dataset_id == {
+            0: 0,
+            3: 1,
+        }
+
+
+def test_a_semantic_model_needs_two_classes(tmp_path: Path) -> None:
+    (tmp_path / "map.json").write_text(json.dumps([{"id": 1, "name": "polyp", "isthing": 1}]))
+    with pytest.raises(
+        UserError, match=r"'polyp' is its only class.* at least two classes; where mask value 0 is the background, add"
+    ):
+        load_catalog(DatasetSpec(type="mask_pairs", label_map="map.json"), str(tmp_path), "semantic")
+    panoptic = DatasetSpec(type="coco_panoptic", label_map="map.json")
+    with pytest.raises(UserError, match=r"'polyp' is its only class.* at least two classes$"):
+        load_catalog(panoptic, str(tmp_path), "semantic")
+    assert load_catalog(panoptic, str(tmp_path), "panoptic").names == ("polyp",)
 
 
 def test_more_than_255_classes_fit_instances_only(tmp_path: Path) -> None:

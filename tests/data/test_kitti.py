@@ -349,6 +349,9 @@ def test_label_map_names_and_ids() -> None:
     Path("raw/classes.txt").write_text("light\n")
     with pytest.raises(UserError, match=r"'Car' leads to 'vehicle', which is no class of raw/classes\.txt"):
         convert_dataset(asked, "raw", progress=False)
+    Path("raw/classes.txt").write_text("light\nvehicle\nlight\n")
+    with pytest.raises(UserError, match=r"raw/classes\.txt: several classes are called 'light'; KITTI labels tell"):
+        convert_dataset(asked, "raw", progress=False)
 
 
 NUMBERS = st.integers(0, 20).flatmap(

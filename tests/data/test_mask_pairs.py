@@ -56,6 +56,22 @@ def test_other_unlabeled_value(tmp_path: Path) -> None:
     assert np.array_equal(semantic(dataset, tmp_path), LABELS)
 
 
+@pytest.mark.parametrize("other", [1, 255])
+def test_0_is_a_class_where_nothing_else_is_unlabeled(other: int, tmp_path: Path) -> None:
+    """Background 0 and object 1 or 255, and with 255 ignored the form of 0..C-1."""
+    ids = np.array([[0, 0, other], [0, other, 255]], np.uint8)
+    label_map = [{"id": 0, "name": "background"}, {"id": other, "name": "polyp"}]
+    found = semantic(write_pairs(tmp_path, [ids], label_map, ignore_id=None), tmp_path)
+    assert found.tolist() == [[0, 0, 1], [0, 1, 1 if other == 255 else 255]]
+
+
+def test_a_mask_saved_as_jpeg_is_refused_whatever_its_name(tmp_path: Path) -> None:
+    dataset = write_pairs(tmp_path, [IDS])
+    Image.fromarray(IDS).save(tmp_path / "masks/1.png", "JPEG", quality=100)
+    with pytest.raises(UserError, match=r"masks/1.png: is a JPEG, whose compression changes the numbers"):
+        semantic(dataset, tmp_path)
+
+
 def test_image_of_classes_alone_keeps_every_class(tmp_path: Path) -> None:
     """Without a pixel of 0, dropping the smallest value would lose a class."""
     ids = np.array([[2, 2, 7], [90, 90, 7]], np.uint8)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from tessera.evaluation.instance import NAMES
 from tessera.evaluation.predictions import read_predictions
 from tessera.files import UserError
 from tessera.inference.results import coco_results
-from tessera.structures import Batch, ImageMeta, Instances, Predictions
+from tessera.structures import Batch, ClassCatalog, ImageMeta, Instances, Predictions
 from tests.data.files import opened, write_coco
 from tests.evaluation.scenes import make_catalog, make_meta
 from tests.evaluation.test_evaluate import CATALOG, disturbed, looked_up, make_batches, make_truths
@@ -209,6 +210,21 @@ def test_metrics_of_chosen_classes():
     assert some.metrics["AP"] == pytest.approx(np.mean([row["AP"] for row in rows if row["isthing"]]))
     with pytest.raises(UserError, match=r"evaluate\.classes: the model has no class 'clas_0'; did you mean 'class_0'"):
         Evaluator(CATALOG, "panoptic", ["clas_0"])
+
+
+def test_classes_of_one_name_are_chosen_and_written_with_their_ids():
+    truths = make_truths()
+    first, second, *others = CATALOG.categories
+    twins = ClassCatalog((replace(first, name="screen"), replace(second, name="screen"), *others))
+    names = [f"screen ({second.id})"]
+    found = evaluate(
+        looked_up(disturbed(truths)), make_batches(truths), twins, "panoptic", progress=False, classes=names
+    )
+    assert [(row["id"], row["name"]) for row in found.per_class] == [(second.id, "screen")] and found.counted == [1]
+    assert found.statistics().classes[:2] == [f"screen ({first.id})", f"screen ({second.id})"]
+    message = rf"evaluate\.classes: 2 classes are called 'screen'; name one of them, 'screen \({first.id}\)' or 'screen"
+    with pytest.raises(UserError, match=message):
+        Evaluator(twins, "panoptic", ["screen"])
 
 
 def test_truth_of_another_size_is_refused():

@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from tessera.files import UserError
-from tessera.inference.results import choose_images, infer, output_stems, predict_to, write_results
+from tessera.inference.results import choose_images, infer, output_stems, predict_to, recolored, write_results
 from tessera.inference.sources import ImageSource, open_source
 from tessera.inference.torch_runtime import TorchPredictor
 from tessera.spec.schema import InferenceSpec
@@ -268,11 +268,20 @@ def test_colours_and_outlines_can_be_chosen(tmp_path):
     changed = drawn("changed", color_map={"red cell": (1, 250, 3)}, outline_width=6)
     assert tuple(changed[60, 10]) == tuple(changed[60, 14]) == (1, 250, 3)
     assert tuple(changed[70, 149]) == (40, 90, 200), "a class that is not named keeps the label map's colour"
-    with pytest.raises(
-        UserError, match=r"inference\.color_map: the model has no class 'cell'; its classes are red cell"
-    ):
-        drawn("wrong", color_map={"cell": (1, 2, 3)})
+    for name, hint in (("cell", "did you mean 'red cell'"), ("xyz", "its classes are red cell")):
+        with pytest.raises(UserError, match=rf"inference\.color_map: the model has no class '{name}'; {hint}"):
+            drawn("wrong", color_map={name: (1, 2, 3)})
     assert not (tmp_path / "wrong").exists()
+
+
+def test_classes_of_one_name_are_coloured_by_their_ids():
+    twins = ClassCatalog(tuple(Category(number, "screen", (0, 0, number), True) for number in (24, 131)))
+    found = recolored(twins, {"screen (131)": (9, 9, 9)})
+    assert [category.color for category in found.categories] == [(0, 0, 24), (9, 9, 9)]
+    with pytest.raises(
+        UserError, match=r"2 classes are called 'screen'; name one of them, 'screen \(24\)' or 'screen \(131\)'"
+    ):
+        recolored(twins, {"screen": (9, 9, 9)})
 
 
 def test_class_names_that_kitti_cannot_tell_apart_are_refused(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
 
 from tests.malformed.project import (
     EXPERIMENT,
@@ -43,6 +44,7 @@ IMAGE = "data/demo/images/train/train_00001.png"
 TESTED = "data/demo/images/test/test_00001.png"
 MASK = "data/demo/masks/train/train_00001.png"
 SEGMENTS = "data/demo/panoptic/train/train_00001.png"
+TESTED_SEGMENTS = "data/demo/panoptic/test/test_00001.png"
 
 
 def line(number: int, value: Any) -> Break:
@@ -66,6 +68,11 @@ def bomb(name: str) -> Break:
     size = struct.pack(">IIBBBBB", 50_000, 50_000, 8, 2, 0, 0, 0)
     head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size)
     return text(name, head + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b""))
+
+
+def _crowd(items: list[dict[str, Any]]) -> None:
+    for item in items:
+        item["iscrowd"] = 1
 
 
 ANNOTATIONS = [
@@ -186,6 +193,51 @@ ANNOTATIONS = [
         "train_00001.png: the image is 64x64",
         ("annotated as 64x32",),
         (edit(PANOPTIC, put("images.1.height", 32)),),
+    ),
+    Case(
+        "val-swaps-two-names",
+        CHECK,
+        "dataset demo",
+        (
+            "val: category 1 is 'disc' in data/demo/label_map.json and 'square' in data/demo/panoptic_val.json",
+            "val: category 2 is 'square' in data/demo/label_map.json and 'disc' in data/demo/panoptic_val.json",
+            "names of one id must agree",
+        ),
+        (
+            edit(
+                "data/demo/panoptic_val.json",
+                lambda value: put("categories.0.name", "square")(value) or put("categories.1.name", "disc")(value),
+            ),
+        ),
+        lines=3,
+    ),
+    Case(
+        "annotations-that-are-none",
+        CHECK,
+        "data/demo/panoptic_train.json: it lists no annotation",
+        ("no image has an object",),
+        (edit(PANOPTIC, put("annotations", [])),),
+    ),
+    Case(
+        "annotations-that-are-none-in-training",
+        TRAIN,
+        "data/demo/panoptic_train.json: nothing can be learned from it",
+        ("it lists no annotation",),
+        (edit(PANOPTIC, put("annotations", [])),),
+    ),
+    Case(
+        "annotations-that-are-crowd-alone",
+        CHECK_OBJECTS,
+        "data/demo/instances_train.json: all",
+        ("annotations are crowd (iscrowd 1", "set iscrowd to 0"),
+        (edit(OBJECTS, lambda value: _crowd(value["annotations"])),),
+    ),
+    Case(
+        "annotations-that-are-crowd-alone-in-training",
+        TRAIN,
+        "data/demo/panoptic_train.json: nothing can be learned from it",
+        ("annotations are crowd (iscrowd 1",),
+        (edit(PANOPTIC, lambda value: [_crowd(item["segments_info"]) for item in value["annotations"]] and None),),
     ),
     Case("objects-missing", CHECK_OBJECTS, OBJECTS, ("no such file",), (remove(OBJECTS),)),
     Case("objects-whole-dataset-missing", CHECK_OBJECTS, LABELS, ("no such file",), (remove("data/demo"),)),
@@ -341,6 +393,24 @@ def _cut_counts(value: Any) -> None:
     value["annotations"][0]["segmentation"]["counts"] = counts[: len(counts) // 2]
 
 
+def _turned(project: Path) -> None:
+    """Every panoptic PNG of the train split under the name of the next."""
+    folder = project / "data/demo/panoptic/train"
+    paths = sorted(folder.iterdir())
+    contents = [path.read_bytes() for path in paths]
+    for place, path in enumerate(paths):
+        path.write_bytes(contents[place - 1])
+
+
+def _as_jpeg(name: str) -> Break:
+    def apply(project: Path) -> None:
+        with Image.open(project / name) as image:
+            image.load()
+        image.save(project / name, "JPEG")
+
+    return apply
+
+
 MASKS = [
     Case("mask-missing", CHECK_PAIRS, MASK, ("no such file", "expected an image"), (remove(MASK),)),
     Case("mask-cut-off", CHECK_PAIRS, MASK, ("cannot be decoded", "cut off"), (cut(MASK, 0.7),)),
@@ -395,6 +465,37 @@ MASKS = [
         SEGMENTS,
         ("pixel format L", "expected RGB"),
         (picture(SEGMENTS, np.zeros((64, 64), np.uint8)),),
+    ),
+    Case(
+        "segments-black",
+        CHECK,
+        "data/demo/panoptic_train.json: of the",
+        ("do not meet in id and area",),
+        tuple(
+            picture(f"data/demo/panoptic/train/train_0000{place}.png", np.zeros((64, 64, 3), np.uint8))
+            for place in range(3)
+        ),
+    ),
+    Case(
+        "segments-of-other-images",
+        CHECK,
+        "data/demo/panoptic_train.json: of the",
+        ("do not meet in id and area", "those of other images"),
+        (_turned,),
+    ),
+    Case("segments-saved-as-jpeg", CHECK, SEGMENTS, ("is a JPEG", "expected PNG"), (_as_jpeg(SEGMENTS),)),
+    Case(
+        "segments-saved-as-jpeg-in-evaluation", EVALUATE, "test_00001.png", ("is a JPEG",), (_as_jpeg(TESTED_SEGMENTS),)
+    ),
+    Case("mask-saved-as-jpeg", CHECK_PAIRS, MASK, ("is a JPEG", "expected PNG"), (_as_jpeg(MASK),)),
+    Case(
+        "masks-void",
+        CHECK_PAIRS,
+        "data/demo/train.jsonl: none of its 3 images has a pixel that is not ignored",
+        (),
+        tuple(
+            picture(f"data/demo/masks/train/train_0000{place}.png", np.zeros((64, 64), np.uint8)) for place in range(3)
+        ),
     ),
     Case(
         "segments-cut-off-in-evaluation",
@@ -456,7 +557,40 @@ LABEL_MAPS = [
         ("entry 2: id 1 is that of entry 1 already",),
         (edit(LABELS, put("1.id", 1)),),
     ),
-    Case("labels-id-0", CHECK, LABELS, ("entry 1: id is 0", "above 0"), (edit(LABELS, put("0.id", 0)),)),
+    Case("labels-negative-id", CHECK, LABELS, ("entry 1: id is -1", "0 or more"), (edit(LABELS, put("0.id", -1)),)),
+    Case(
+        "labels-id-0-that-is-ignored",
+        CHECK_PAIRS,
+        LABELS,
+        ("the class 'disc' has the id 0", "set dataset.ignore_id: null"),
+        (edit(LABELS, put("0.id", 0)),),
+    ),
+    Case(
+        "labels-of-one-class",
+        CHECK_PAIRS,
+        "dataset pairs: 'disc' is its only class",
+        ("Expected at least two classes", "ignore_id: null"),
+        (edit(LABELS, lambda value: value[:1]),),
+    ),
+    Case(
+        "labels-of-one-class-in-training",
+        f"{TRAIN} model.mode=semantic",
+        "dataset demo: 'disc' is its only class",
+        ("Expected at least two classes",),
+        (edit(LABELS, lambda value: value[:1]),),
+    ),
+    Case(
+        "labels-that-name-an-id-otherwise",
+        CHECK_OBJECTS,
+        "dataset objects",
+        (
+            "train: category 1 is 'something' in data/demo/label_map.json and 'disc' in data/demo/instances_train.json",
+            "val: category 1 is",
+            "correct the one that is wrong",
+        ),
+        (edit(LABELS, put("0.name", "something")),),
+        lines=4,
+    ),
     Case(
         "labels-colour-out-of-range",
         CHECK,
@@ -574,8 +708,8 @@ DETECTION = [
     Case(
         "files-whose-categories-disagree",
         CHECK_OBJECTS,
-        "data/demo/instances_train.json and 'something' in",
-        ("category 1 is", "data/demo/instances_more.json", "must agree"),
+        "data/demo/instances_more.json: category 1 is 'disc' in data/demo/label_map.json",
+        ("and 'something' in data/demo/instances_more.json", "must agree"),
         (
             *copied(
                 "data/demo/instances_more.json",

@@ -34,6 +34,11 @@ def test_valid_project_works(command: str, project: Path, capsys: pytest.Capture
     assert "error" not in answer.err
 
 
+def test_a_check_without_out_writes_where_the_rule_does(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["check", "pairs"], project, capsys).code == 0
+    assert read_json(project / "data/checks/pairs.json")["dataset"] == "pairs"
+
+
 def test_the_written_parity_holds_the_differences(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["parity", EXPERIMENT], project, capsys).code == 0
     report = read_json(project / FOLDER / "onnx_parity.json")

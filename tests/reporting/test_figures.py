@@ -194,6 +194,14 @@ def test_classes_have_a_bar_in_every_row(root: Path) -> None:
     assert {text.get_fontweight() for text in right.texts} == {"normal"}
 
 
+def test_classes_of_one_name_have_a_bar_each() -> None:
+    row = made_rows(1)[0]
+    rows = [{"id": number, "name": name, "PQ": 0.2} for number, name in ((24, "screen"), (131, "screen"), (7, "wall"))]
+    row.runs[0].evaluations[0].per_class[:] = rows
+    [axes] = figures.draw_classes([row], ["PQ"]).axes
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["screen (24)", "screen (131)", "wall"]
+
+
 def test_of_many_classes_the_extremes_are_shown() -> None:
     row = made_rows(1)[0]
     row.runs[0].evaluations[0].per_class[:] = [{"name": str(number), "PQ": number / 1000} for number in range(1000)]

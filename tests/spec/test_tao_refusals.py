@@ -202,6 +202,9 @@ def test_evaluated_ids_are_named_by_the_annotations(tmp_path: Path) -> None:
     assert done.converted.values["evaluate.classes"] == ["train"]
     with pytest.raises(UserError, match=r"ids \[2\] have no names here \(the annotations have no such ids\)"):
         read(tmp_path, DETR, {"dataset.train_data_sources": source, "dataset.eval_class_ids": [7, 2]})
+    annotations.write_text(json.dumps({"categories": [{"id": number, "name": "screen"} for number in (1, 7)]}))
+    done = read(tmp_path, DETR, {"dataset.train_data_sources": source, "dataset.eval_class_ids": [7]})
+    assert done.converted.values["evaluate.classes"] == ["screen (7)"]
 
 
 # Not refused, and said

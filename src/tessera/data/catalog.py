@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tessera.data.coco_index import open_index
 from tessera.data.converted import require_whole
-from tessera.data.label_map import parse_label_map, read_label_map
+from tessera.data.label_map import fold_name, parse_label_map, read_label_map, unused
+from tessera.data.reader import Findings
 from tessera.files import UserError
 from tessera.spec.checks import MODES
 from tessera.spec.lineage import annotation_root
@@ -30,7 +32,10 @@ def require_mode(dataset: DatasetSpec, mode: Mode) -> None:
 
 
 def load_catalog(dataset: DatasetSpec, data_root: str, mode: Mode) -> ClassCatalog:
-    """The classes that a model of this mode tells apart: all, or the things alone in the modes instance and detection."""
+    """The classes that a model of this mode tells apart: all, or the things alone in the modes instance and detection.
+
+    Raises UserError where they leave nothing to tell apart: no thing in those modes, one class alone in mode semantic.
+    """
     require_mode(dataset, mode)
     catalog = full_catalog(dataset, data_root)
     if mode in ("instance", "detection"):
@@ -43,11 +48,39 @@ def load_catalog(dataset: DatasetSpec, data_root: str, mode: Mode) -> ClassCatal
         raise UserError(
             f"dataset {dataset.name}: {len(catalog)} classes; expected at most 255, because 255 marks ignored pixels"
         )
+    if mode == "semantic" and len(catalog) < 2:
+        advice = ""
+        if dataset.type == "mask_pairs" and dataset.ignore_id == 0 and 0 not in catalog.from_dataset_id:
+            advice = '; where mask value 0 is the background, add {"id": 0, "name": "background"} to the label map and set dataset.ignore_id: null'
+        raise UserError(
+            f"dataset {dataset.name}: {catalog.names[0]!r} is its only class, so a model of mode semantic has nothing to tell apart: every "
+            f"pixel that is not ignored is {catalog.names[0]!r}. Expected at least two classes{advice}"
+        )
     return catalog
 
 
 def full_catalog(dataset: DatasetSpec, data_root: str) -> ClassCatalog:
     """All classes, things and stuff, whatever the mode."""
+    return _catalog_and_source(dataset, data_root)[0]
+
+
+def compare_names(
+    dataset: DatasetSpec, data_root: str, listed: Mapping[int, str], source: Path, findings: Findings
+) -> None:
+    """An annotation file whose ``categories`` (id -> name) name an id otherwise than the label map or the train annotations is an error:
+    its objects would be counted as those of another class. Case and white space do not count."""
+    catalog, first = _catalog_and_source(dataset, data_root)
+    for category in catalog.categories:
+        name = listed.get(category.id, category.name)
+        if fold_name(name) != fold_name(category.name) and category.name != unused(category.id):
+            findings.errors.append(
+                f"category {category.id} is {category.name!r} in {first} and {name!r} in {source}; names of one id must agree: correct the "
+                "one that is wrong"
+            )
+
+
+def _catalog_and_source(dataset: DatasetSpec, data_root: str) -> tuple[ClassCatalog, Path]:
+    """All classes, and the file that names them."""
     if dataset.label_map is not None:
         path = Path(data_root) / dataset.label_map
         catalog = read_label_map(path, dataset.contiguous_id, dataset.num_classes)
@@ -64,9 +97,11 @@ def full_catalog(dataset: DatasetSpec, data_root: str) -> ClassCatalog:
         catalog = parse_label_map(categories, path, dataset.contiguous_id, dataset.num_classes)
     if dataset.type == "mask_pairs" and dataset.ignore_id in catalog.from_dataset_id:
         raise UserError(
-            f"{path}: the class with id {dataset.ignore_id} has the id that means unlabeled (dataset.ignore_id); change one of them"
+            f"{path}: the class {catalog.categories[catalog.from_dataset_id[dataset.ignore_id]].name!r} has the id {dataset.ignore_id}, and "
+            f"dataset.ignore_id is {dataset.ignore_id}: pixels of that value are unlabeled. Where they are of the class, set "
+            "dataset.ignore_id: null (255 stays ignored); otherwise take the class out of the label map"
         )
-    return catalog
+    return catalog, path
 
 
 def split_sources(dataset: DatasetSpec, split: str, data_root: str) -> list[Source]:
@@ -90,7 +125,7 @@ def split_sources(dataset: DatasetSpec, split: str, data_root: str) -> list[Sour
 def _listed_categories(dataset: DatasetSpec, data_root: str) -> tuple[list[Any], Path]:
     """The categories of all train annotation files in order of first appearance, and the file to name in messages.
 
-    Entries of equal id must be equal in name; readers compare those of the other splits.
+    Entries of equal id must be equal in name; ``compare_names`` holds the other files against them.
     """
     merged: list[Any] = []
     named: dict[Any, tuple[Any, Path]] = {}
@@ -108,7 +143,7 @@ def _listed_categories(dataset: DatasetSpec, data_root: str) -> tuple[list[Any],
         for entry in listed:
             identity, name = (entry.get("id"), entry.get("name")) if isinstance(entry, dict) else (None, None)
             known, first = named.setdefault(repr(identity), (name, path))
-            if known != name:
+            if fold_name(str(known)) != fold_name(str(name)):
                 raise UserError(
                     f"category {identity} is {known!r} in {first} and {name!r} in {path}; "
                     "files of one split must agree on their categories, or dataset.label_map must name the classes"

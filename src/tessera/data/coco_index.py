@@ -16,7 +16,7 @@ from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,15 @@ _LISTS = ("images", "annotations")
 """The long ones."""
 _SHOW_PROGRESS = 1 << 24
 """Bytes of a file from which on building its index shows progress."""
+
+
+class Amounts(NamedTuple):
+    objects: int
+    crowd: int
+    masks: int
+    """Of those that are no crowd."""
+    boxes: int
+    """The same."""
 
 
 class CocoIndex:
@@ -147,6 +156,18 @@ class CocoIndex:
             else:
                 findings.errors.append(fault)
 
+    def count(self, categories: Collection[int]) -> Amounts:
+        """Of the objects of these categories."""
+        rows = self._objects[np.isin(self._objects["category"], list(categories))]
+        single = rows[rows["crowd"] == 0]
+        # Two bytes are an empty list.
+        return Amounts(
+            len(rows),
+            len(rows) - len(single),
+            int((single["length"] > 2).sum()),
+            int((single["box_state"] == _GOOD_BOX).sum()),
+        )
+
     def categories(self) -> dict[int, str]:
         """Dataset id -> name as the file lists them; entries without both are left out, since a label map may say more."""
         entries = [item for item in self.listed if isinstance(item, dict)] if isinstance(self.listed, list) else []
@@ -189,6 +210,21 @@ class CocoDataset(SegmentationDataset):
 
     def annotated_size(self, index: int) -> tuple[int, int] | None:
         return self._index.size(index)
+
+    def nothing_to_learn(self) -> str | None:
+        found = self._index.count(self._labels)
+        if not found.objects:
+            listed = self._index.kind is not None
+            return f"it lists no {'annotation of any of the classes' if listed else 'annotation'}, so no image has an object"
+        if found.objects == found.crowd and self._mode != "semantic":
+            return (
+                f"all {found.crowd} annotations are crowd (iscrowd 1, as brush masks are often exported), so no image has an object; set iscrowd "
+                "to 0 where an annotation is of one object"
+            )
+        needed, what = (found.boxes, "bbox") if self._mode == "detection" else (found.masks, "segmentation")
+        if self._index.kind == "annotations" and not needed:
+            return f"none of its {found.objects - found.crowd} annotations that are no crowd has a {what}"
+        return None
 
     def _attach(self, index: CocoIndex) -> None:
         self._index = index

@@ -41,9 +41,12 @@ def train_loader(
 
     ``len()`` is the number of batches of the full epoch, whatever ``start_batch`` is. An epoch is one pass over the split without
     its incomplete last batch; with ``train.iters_per_epoch``, that many batches out of an endless row of passes, in which the next
-    epoch goes on where this one ends.
+    epoch goes on where this one ends. Raises UserError for annotations that nothing can be learned from.
     """
     dataset = _open(spec, "train", catalog)
+    nothing = dataset.nothing_to_learn()
+    if nothing is not None:
+        raise UserError(f"{dataset.source}: nothing can be learned from it: {nothing}")
     section = spec.dataset.train
     batches = TrainBatches(
         len(dataset),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tessera.data.catalog import full_catalog, require_mode, split_sources
+from tessera.data.catalog import compare_names, full_catalog, require_mode, split_sources
 from tessera.data.coco import CocoInstances
 from tessera.data.joined import JoinedDataset
 from tessera.data.mask_pairs import MaskPairs
@@ -62,9 +62,13 @@ def index_dataset(
         images = None if source.images is None else root / source.images
         if images is None or dataset.type == "mask_pairs":
             return MaskPairs(annotations, images, catalog, dataset.ignore_id, found)
+        opened: SegmentationDataset
         if source.panoptic is None or dataset.type == "coco":
-            return CocoInstances(annotations, images, catalog, known, mode, found)
-        return CocoPanoptic(annotations, images, root / source.panoptic, catalog, known, mode, found)
+            opened = CocoInstances(annotations, images, catalog, known, mode, found)
+        else:
+            opened = CocoPanoptic(annotations, images, root / source.panoptic, catalog, known, mode, found)
+        compare_names(dataset, data_root, opened.categories, annotations, found)
+        return opened
 
     chosen = split_sources(dataset, split, data_root)
     if len(chosen) == 1:

@@ -23,29 +23,23 @@ class JoinedDataset(SegmentationDataset):
     """
 
     def __init__(self, readers: Sequence[SegmentationDataset], findings: Findings) -> None:
-        """Raises nothing: categories that disagree and images that occur twice are errors in ``findings``."""
+        """Raises nothing: images that occur twice are errors in ``findings``."""
         self.source = _common([reader.source.parent for reader in readers])
         self.image_folder = _common([reader.image_folder for reader in readers])
-        self.categories = {}
         self.readers = list(readers)
         told = [reader.has_masks for reader in readers if reader.has_masks is not None]
         self.has_masks = any(told) if told else None
-        named: dict[int, Path] = {}
-        for reader in readers:
-            for identity, name in reader.categories.items():
-                known = self.categories.setdefault(identity, name)
-                named.setdefault(identity, reader.source)
-                if known != name:
-                    findings.errors.append(
-                        f"category {identity} is {known!r} in {named[identity]} and {name!r} in {reader.source}; "
-                        "files of one split must agree on their categories"
-                    )
         self._ends = np.cumsum([len(reader) for reader in readers])
         self.image_ids = Numbers(_distinct([np.asarray(reader.image_ids, np.int64) for reader in readers]))
         self.file_names = _Names(self)
         # Of a million names the hashes alone are held at once; the names only where some of them may be equal.
         if _repeats(np.fromiter(map(hash, self.file_names), np.int64, len(self.image_ids))):
             report_repeated(self.file_names, "image file name", findings)
+
+    def nothing_to_learn(self) -> str | None:
+        reasons = [reader.nothing_to_learn() for reader in self.readers]
+        told = list(dict.fromkeys(reason for reason in reasons if reason is not None))
+        return "; ".join(told) if None not in reasons else None
 
     def image_path(self, index: int) -> Path:
         reader, place = self.place(index)

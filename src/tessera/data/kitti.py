@@ -121,7 +121,13 @@ def _read_classes(dataset: DatasetSpec, root: Path) -> Classes:
     """The label map's classes, or those that the mapping file leads to, numbered from 1 in order of first appearance."""
     convert = dataset.convert
     label_map = None if dataset.label_map is None else root / dataset.label_map
-    known = {} if label_map is None else {entry.name: entry.id for entry in read_label_map(label_map).categories}
+    entries = () if label_map is None else read_label_map(label_map).categories
+    known = {entry.name: entry.id for entry in entries}
+    if len(known) < len(entries):
+        name = Counter(entry.name for entry in entries).most_common(1)[0][0]
+        raise UserError(
+            f"{label_map}: several classes are called {name!r}; KITTI labels tell classes by their names, so rename all but one"
+        )
     if convert is None or convert.mapping_path is None:
         path, pairs = label_map, [(name, name) for name in known]
     else:

@@ -7,7 +7,8 @@ from decimal import Decimal
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tessera.data.catalog import full_catalog, split_sources
+from tessera.data.catalog import compare_names, full_catalog, split_sources
+from tessera.data.coco_index import open_index
 from tessera.data.kitti import DIGITS, EXACT
 from tessera.data.reader import Findings, relative_name
 from tessera.files import UserError, atomic_folder, read_json
@@ -42,6 +43,7 @@ def export_kitti(dataset: DatasetSpec, data_root: str, out: Path) -> dict[str, t
             images = boxes = 0
             for source in split_sources(dataset, split, data_root):
                 path = Path(annotation_root(dataset, data_root)) / source.annotations
+                compare_names(dataset, data_root, open_index(path).categories(), path, findings)
                 added = _export(path, folder / split, names, findings)
                 images, boxes = images + added[0], boxes + added[1]
             counts[split] = (images, boxes)

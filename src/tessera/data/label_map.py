@@ -12,8 +12,8 @@ from tessera.structures import Category, ClassCatalog
 
 
 def read_label_map(path: Path, contiguous: bool = True, num_classes: int | None = None) -> ClassCatalog:
-    """A JSON list of ``id`` (above 0), ``name``, ``color`` (optional), ``isthing`` (optional, 1), validated; all faults in one UserError.
-    Of a ``.txt`` file each line is a name, and its number the id.
+    """A JSON list of ``id`` (0 or more, each once), ``name``, ``color`` (optional), ``isthing`` (optional, 1), validated; all faults in one
+    UserError. Of a ``.txt`` file each line is a name, and its number the id. Classes may share a name (``ClassCatalog.keys``).
 
     ``contiguous``: the classes are the entries in order. Otherwise they are the ids 1..``num_classes``, and ids that the map does
     not name become ``unused_<id>``.
@@ -44,14 +44,10 @@ def parse_label_map(value: Any, path: Path, contiguous: bool = True, num_classes
         raise UserError(f"{path}: expected a non-empty list of classes (id, name, color, isthing), found {found}")
     faults: list[str] = []
     entries = [_entry(item, number, faults) for number, item in enumerate(value, 1)]
-    for key in ("id", "name"):
-        first: dict[Any, int] = {}
-        for number, entry in enumerate(entries, 1):
-            if entry[key] is None:
-                continue
-            if entry[key] in first:
-                faults.append(f"entry {number}: {key} {entry[key]!r} is that of entry {first[entry[key]]} already")
-            first.setdefault(entry[key], number)
+    first: dict[int, int] = {}
+    for number, entry in enumerate(entries, 1):
+        if entry["id"] is not None and first.setdefault(entry["id"], number) != number:
+            faults.append(f"entry {number}: id {entry['id']} is that of entry {first[entry['id']]} already")
     raise_all(str(path), faults)
     colors = _palette([entry["color"] for entry in entries])
     categories = [
@@ -74,10 +70,10 @@ def _entry(item: Any, number: int, faults: list[str]) -> dict[str, Any]:
         faults.append(f"entry {number}: is {type(item).__name__}, expected an object with id and name")
         return entry
     found = item.get("id")
-    if isinstance(found, int) and not isinstance(found, bool) and found > 0:
+    if isinstance(found, int) and not isinstance(found, bool) and found >= 0:
         entry["id"] = found
     else:
-        faults.append(f"entry {number}: id is {found!r}, expected a whole number above 0")
+        faults.append(f"entry {number}: id is {found!r}, expected a whole number of 0 or more")
     found = item.get("name")
     if isinstance(found, str) and found.strip():
         entry["name"] = found
@@ -104,6 +100,10 @@ def _is_byte(value: Any) -> bool:
 def _pad(categories: Sequence[Category], path: Path, num_classes: int | None) -> ClassCatalog:
     if num_classes is None:
         raise UserError(f"{path}: dataset.contiguous_id is false, so dataset.num_classes must be set (the largest id)")
+    if any(category.id == 0 for category in categories):
+        raise UserError(
+            f"{path}: has a class with id 0, but with contiguous_id false the classes are the ids 1..num_classes; set contiguous_id to true"
+        )
     largest = max(category.id for category in categories)
     if largest > num_classes:
         raise UserError(
@@ -112,16 +112,26 @@ def _pad(categories: Sequence[Category], path: Path, num_classes: int | None) ->
         )
     named = {category.id: category for category in categories}
     taken = {category.name for category in categories}
-    clash = sorted(taken & {f"unused_{number}" for number in range(1, num_classes + 1) if number not in named})
+    clash = sorted(taken & {unused(number) for number in range(1, num_classes + 1) if number not in named})
     if clash:
         raise UserError(f"{path}: the name {clash[0]!r} is reserved for ids without an entry; choose another")
     colors = _palette([named[number].color if number in named else None for number in range(1, num_classes + 1)])
     return ClassCatalog(
         tuple(
-            named.get(number, Category(number, f"unused_{number}", colors[number - 1], True))
+            named.get(number, Category(number, unused(number), colors[number - 1], True))
             for number in range(1, num_classes + 1)
         )
     )
+
+
+def unused(number: int) -> str:
+    """Name of an id that the label map leaves out, with ``contiguous_id`` false."""
+    return f"unused_{number}"
+
+
+def fold_name(name: str) -> str:
+    """Names are the same where only case or white space differs."""
+    return " ".join(name.split()).casefold()
 
 
 def _palette(given: Sequence[tuple[int, int, int] | None]) -> list[tuple[int, int, int]]:

@@ -21,6 +21,7 @@ from tessera.data.reader import (
     empty_target,
     relative_name,
     report_repeated,
+    require_lossless,
 )
 from tessera.files import UserError
 from tessera.ops.image_size import open_image
@@ -28,10 +29,15 @@ from tessera.structures import IGNORE, ClassCatalog, Target
 
 
 class MaskPairs(SegmentationDataset):
-    """Pixels of value ``ignore_id`` and, unless a class has that id, 255 are ignored; any other unknown value is an error."""
+    """Pixels of value ``ignore_id``, if any, and, unless a class has that id, 255 are ignored; any other unknown value is an error."""
 
     def __init__(
-        self, annotations: Path, image_folder: Path | None, catalog: ClassCatalog, ignore_id: int, findings: Findings
+        self,
+        annotations: Path,
+        image_folder: Path | None,
+        catalog: ClassCatalog,
+        ignore_id: int | None,
+        findings: Findings,
     ) -> None:
         self.source = annotations
         pairs = _pairs(annotations, findings)
@@ -40,9 +46,10 @@ class MaskPairs(SegmentationDataset):
         self.file_names = Texts.of(image for image, _ in pairs)
         self.image_ids = range(1, len(pairs) + 1)
         self._masks = Texts.of(mask for _, mask in pairs)
-        self._ignored = {ignore_id} if 255 in catalog.from_dataset_id else {ignore_id, 255}
+        always = () if 255 in catalog.from_dataset_id else (255,)
+        self._ignored = sorted({*always, *(() if ignore_id is None else (ignore_id,))})
         self._table = np.full(65536, -1, np.int16)
-        self._table[sorted(self._ignored)] = IGNORE
+        self._table[self._ignored] = IGNORE
         for category, label in catalog.from_dataset_id.items():
             if category < len(self._table):
                 self._table[category] = label
@@ -69,17 +76,19 @@ class MaskPairs(SegmentationDataset):
             shown = ", ".join(
                 f"{value} ({count} pixels)" for value, count in zip(values[:10], counts[:10], strict=True)
             )
+            ignored = f"not ignored ({', '.join(map(str, self._ignored))})" if self._ignored else "none is ignored"
             findings.errors.append(
-                f"{path}: holds value(s) {shown}{', ...' if len(values) > 10 else ''} that are no class of the label map and not "
-                f"ignored ({', '.join(str(value) for value in sorted(self._ignored))}); add the class or set dataset.ignore_id"
+                f"{path}: holds value(s) {shown}{', ...' if len(values) > 10 else ''} that are no class of the label map and {ignored}; "
+                "add the class or set dataset.ignore_id"
             )
             labels[unknown] = IGNORE
         return class_target(labels.astype(np.uint8))
 
 
 def read_mask_ids(path: Path) -> npt.NDArray[np.uint16]:
-    """(H, W) class ids of a mask: the index of a palette image, the value of an 8- or 16-bit one. Colours are refused."""
+    """(H, W) class ids of a mask: the index of a palette image, the value of an 8- or 16-bit one. Colours are refused, and JPEG."""
     with open_image(path) as image:
+        require_lossless(path, image)
         if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
             raise UserError(
                 f"{path}: has pixel format {image.mode}; expected one channel (8-bit, 16-bit or palette) that holds class ids"

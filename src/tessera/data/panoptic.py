@@ -11,11 +11,24 @@ import numpy.typing as npt
 import torch
 
 from tessera.data.coco_index import CocoDataset
-from tessera.data.reader import Findings, annotated_boxes, box_target, class_target, empty_target
+from tessera.data.reader import (
+    Findings,
+    annotated_boxes,
+    box_target,
+    class_target,
+    empty_target,
+    require_lossless,
+)
 from tessera.files import UserError
 from tessera.ops.image_size import open_image
 from tessera.spec.networks import Mode
 from tessera.structures import IGNORE, ClassCatalog, Target
+
+ABSENT = "segment without a pixel in the panoptic PNG, which nothing can match"
+UNLISTED = "segment of the panoptic PNG that the JSON does not list, taken as void"
+OTHER_AREA = "segment whose area in the JSON is not the number of its pixels, by more than a fifth"
+APART = (ABSENT, UNLISTED, OTHER_AREA)
+"""Warnings that a JSON and PNG files which do not belong together give."""
 
 
 class CocoPanoptic(CocoDataset):
@@ -24,7 +37,7 @@ class CocoPanoptic(CocoDataset):
 
     Pixels whose id the JSON does not list are void, with a warning. Segments of the JSON without a pixel in the PNG are kept, empty, with
     a warning: no loss sees them, and the published evaluation counts them as missed. An image without annotation has nothing to be
-    found, and every pixel of it is void.
+    found, and every pixel of it is void. ``data.check`` refuses a split in which most segments are among those or have another area.
     """
 
     def __init__(
@@ -72,10 +85,13 @@ class CocoPanoptic(CocoDataset):
         listed = {segment["id"] for segment in segments}
         absent = len(listed - pixels.keys())
         if absent:
-            findings.warnings["segment without a pixel in the panoptic PNG, which nothing can match"] += absent
+            findings.warnings[ABSENT] += absent
         unlisted = len(pixels.keys() - listed - {0})
         if unlisted:
-            findings.warnings["segment of the panoptic PNG that the JSON does not list, taken as void"] += unlisted
+            findings.warnings[UNLISTED] += unlisted
+        other = sum(_differs(item["area"], pixels[item["id"]]) for item in segments if item["id"] in pixels)
+        if other:
+            findings.warnings[OTHER_AREA] += other
 
         found = [item for item in segments if item["category_id"] in self._labels]
         labels = {item["id"]: self._labels[item["category_id"]] for item in found}
@@ -102,9 +118,14 @@ class CocoPanoptic(CocoDataset):
         )
 
 
+def _differs(area: float | None, pixels: int) -> bool:
+    return area is not None and abs(area - pixels) > 0.2 * max(area, pixels)
+
+
 def read_panoptic_ids(path: Path) -> npt.NDArray[np.int32]:
     """(H, W) segment ids of a panoptic PNG; 0 is void."""
     with open_image(path) as image:
+        require_lossless(path, image)
         if image.mode not in ("RGB", "RGBA", "P"):
             raise UserError(
                 f"{path}: has pixel format {image.mode}; expected RGB, the colour being the segment id (R + 256 G + 65536 B)"

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
-from tessera.files import raise_all
+from tessera.files import UserError, raise_all
 from tessera.ops.image_size import read_image_size
 from tessera.ops.images import read_image
 from tessera.ops.masks import masks_to_boxes
@@ -80,6 +81,10 @@ class SegmentationDataset(ABC):
 
     def mask_path(self, index: int) -> Path | None:
         """The file that holds the masks of the image; None where the annotation file itself does."""
+        return None
+
+    def nothing_to_learn(self) -> str | None:
+        """Why a training on these annotations would learn nothing, as far as that is known without opening masks; otherwise None."""
         return None
 
     def check_size(self, index: int, size: tuple[int, int], findings: Findings) -> None:
@@ -204,6 +209,14 @@ def relative_name(value: Any, findings: Findings, where: str) -> str | None:
         findings.errors.append(f"{where} is {value!r}, which names a folder, expected a file")
         return None
     return path.as_posix()
+
+
+def require_lossless(path: Path, image: Image.Image) -> None:
+    """Raises UserError for a mask whose numbers were changed by compression, whatever the file is called."""
+    if image.format in ("JPEG", "MPO"):
+        raise UserError(
+            f"{path}: is a JPEG, whose compression changes the numbers that a mask is made of; expected PNG, saved from the original mask"
+        )
 
 
 def report_repeated(values: Iterable[Any], what: str, findings: Findings) -> None:

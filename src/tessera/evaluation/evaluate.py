@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
@@ -23,7 +22,7 @@ from tessera.files import UserError
 from tessera.ops.rle import encode_masks
 from tessera.spec.networks import Mode
 from tessera.spec.schema import Spec
-from tessera.structures import Batch, ClassCatalog, Predictions, Target
+from tessera.structures import Batch, ClassCatalog, Predictions, Target, unknown_class
 
 
 @dataclass
@@ -78,7 +77,7 @@ class Evaluation:
         detections = {} if self.instances is None else self.instances.statistics()
         return Statistics(
             mode=self.mode,
-            classes=list(self.catalog.names),
+            classes=list(self.catalog.keys),
             things=list(self.catalog.thing_ids),
             counted=self.counted,
             image_ids=[record["image_id"] for record in records],
@@ -102,7 +101,7 @@ class Evaluator:
     """Accumulates image by image what the mode asks for; evaluators of several processes merge into one."""
 
     def __init__(self, catalog: ClassCatalog, mode: Mode, classes: Sequence[str] | None = None) -> None:
-        """``classes``: names that the metrics are restricted to. Raises UserError for one that the catalogue lacks."""
+        """``classes``: keys of the catalogue that the metrics are restricted to. Raises UserError for one that the catalogue lacks."""
         self.catalog = catalog
         self.mode = mode
         self.classes = _labels(classes, catalog)
@@ -217,12 +216,11 @@ def _labels(names: Sequence[str] | None, catalog: ClassCatalog) -> set[int] | No
     """Contiguous ids."""
     if names is None:
         return None
+    keys = catalog.keys
     for name in names:
-        if name not in catalog.names:
-            near = difflib.get_close_matches(name, catalog.names, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the classes are {', '.join(catalog.names[:20])}"
-            raise UserError(f"evaluate.classes: the model has no class {name!r}; {hint}")
-    return {catalog.names.index(name) for name in names}
+        if name not in keys:
+            raise UserError(f"evaluate.classes: {unknown_class(name, catalog)}")
+    return {keys.index(name) for name in names}
 
 
 def _present(part: Any, name: str, file_name: str) -> Any:

@@ -34,7 +34,7 @@ from tessera.ops.rle import encode_masks
 from tessera.spec.lineage import lineage
 from tessera.spec.networks import Mode
 from tessera.spec.schema import InferenceSpec, Spec
-from tessera.structures import ClassCatalog, Instances, Panoptic, Predictions
+from tessera.structures import ClassCatalog, Instances, Panoptic, Predictions, unknown_class
 
 FORMAT = 1
 
@@ -265,14 +265,12 @@ def coco_results(instances: Instances, image_id: int, catalog: ClassCatalog) -> 
 
 
 def recolored(catalog: ClassCatalog, color_map: Mapping[str, tuple[int, int, int]]) -> ClassCatalog:
-    """Raises UserError for a name that is no class."""
-    unknown = [name for name in color_map if name not in catalog.names]
+    """``color_map``: by the catalogue's keys. Raises UserError for one that is no class."""
+    unknown = [name for name in color_map if name not in catalog.keys]
     if unknown:
-        raise UserError(
-            f"inference.color_map: the model has no class {unknown[0]!r}; its classes are {', '.join(catalog.names[:20])}"
-            + (", ..." if len(catalog) > 20 else "")
-        )
-    return ClassCatalog(tuple(replace(c, color=color_map.get(c.name, c.color)) for c in catalog.categories))
+        raise UserError(f"inference.color_map: {unknown_class(unknown[0], catalog)}")
+    colored = zip(catalog.keys, catalog.categories, strict=True)
+    return ClassCatalog(tuple(replace(category, color=color_map.get(key, category.color)) for key, category in colored))
 
 
 def kitti_rows(instances: Instances, names: Sequence[str], score_threshold: float) -> str:

@@ -10,8 +10,9 @@ from tessera.structures import ClassCatalog
 
 
 def kitti_names(catalog: ClassCatalog) -> tuple[str, ...]:
-    """KITTI's columns are separated by spaces, so white space in a name becomes ``_``. Raises UserError where two classes become one."""
-    names = tuple("_".join(name.split()) for name in catalog.names)
+    """The catalogue's keys. KITTI's columns are separated by spaces, so white space becomes ``_``. Raises UserError where two classes become
+    one by that."""
+    names = tuple("_".join(key.split()) for key in catalog.keys)
     for name, count in Counter(names).items():
         if count > 1:
             raise UserError(

@@ -47,6 +47,7 @@ from tessera.spec.planning import (
     figures_lineage,
     table_columns,
 )
+from tessera.structures import told_apart
 
 BY_CLASS = {
     "PQ": "PQ",
@@ -290,8 +291,12 @@ def _class_blocks(rows: Sequence[Row], metric: str) -> list[ClassBlock]:
 
 
 def _class_scores(evaluation: Evaluation, key: str) -> pd.Series:
-    """By class name; NaN where undefined, empty where no class has the key."""
-    values = {str(row.get("name")): row[key] for row in evaluation.per_class if key in row}
+    """By class; NaN where undefined, empty where no class has the key."""
+    rows = evaluation.per_class
+    classes = told_apart(
+        [str(row.get("name")) for row in rows], [row.get("id", place) for place, row in enumerate(rows)]
+    )
+    values = {name: row[key] for name, row in zip(classes, rows, strict=True) if key in row}
     return pd.Series(values, dtype=float)
 
 

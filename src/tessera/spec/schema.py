@@ -133,14 +133,16 @@ class DatasetSpec(Section):
     """Set for a dataset of KITTI folders, whose COCO files are made. `annotations` are then relative to the project's data/ and start with
     `<dataset>/converted/shards/`; images in them are relative to the data root, so that `images` is `.`."""
     label_map: str | None = None
-    """JSON list of `id` (above 0), `name`, `color`, `isthing`, relative to the data root. COCO files may do without: theirs is used.
-    A `.txt` file is a class map: one name a line, the id being the number of the line, and all of them things."""
+    """JSON list of `id` (0 or more), `name`, `color`, `isthing`, relative to the data root. COCO files may do without: theirs is used; names
+    that they give to the same ids must be the same but for case and white space. Classes of one name are told apart as `screen (131)`
+    wherever a key or a table names them. A `.txt` file is a class map: one name a line, the id being the number of the line, all things."""
     contiguous_id: bool = True
     """Classes are the label map's entries in order. False: classes are the ids 1..num_classes, unnamed where the map has none (TAO)."""
     num_classes: int | None = Field(None, ge=1)
     """Checked against the label map where given; required when `contiguous_id` is false."""
-    ignore_id: int = Field(0, ge=0, le=65535)
-    """Mask value that means unlabeled (`mask_pairs`); 255 always does, unless the label map has a class 255."""
+    ignore_id: int | None = Field(0, ge=0, le=65535)
+    """Mask value that means unlabeled (`mask_pairs`); 255 always does, unless the label map has a class 255. null: no other value does, so that
+    0 may be a class, as in masks of 0..C-1 and 255, or of background 0 and object 1. A class of the label map with this value is refused."""
     train: SplitSpec = SplitSpec()
     val: SplitSpec = Field(SplitSpec(), json_schema_extra=InertBatchSize)
     test: SplitSpec = Field(SplitSpec(), json_schema_extra=InertBatchSize)

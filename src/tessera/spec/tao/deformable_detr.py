@@ -30,6 +30,7 @@ from tessera.spec.tao.table import (
     taken,
     whole,
 )
+from tessera.structures import told_apart
 
 GCVIT = tuple(f"gc_vit_{size}" for size in ("xxtiny", "xtiny", "tiny", "small", "base", "large", "large_384"))
 PROJECTIONS = ["reference_points", "sampling_offsets"]
@@ -400,7 +401,8 @@ def _evaluated(settings: Settings) -> Mapping[str, Any]:
             f"ids {unknown} have no names here ({known}); remove the key (TAO's template writes [1], which evaluates one class alone), or "
             "name the classes under evaluate.classes in the written file",
         )
-    return {"evaluate.classes": [names[number] for number in ids if number in names]}
+    keys = dict(zip(names, told_apart(list(names.values()), list(names)), strict=True))
+    return {"evaluate.classes": [keys[number] for number in ids if number in keys]}
 
 
 def _categories(settings: Settings) -> dict[int, str]:
