@@ -60,7 +60,12 @@ def label_map(folder: Path, *ids: int) -> Path:
             90,
             "the largest id is 200, but dataset.num_classes is 90.*at least 200, or contiguous_id to true",
         ),
-        ((0, 1), True, 2, "entry 1: id is 0, expected a whole number above 0"),
+        (
+            (0, 1),
+            False,
+            2,
+            "has a class with id 0, but with contiguous_id false the classes are the ids 1..num_classes",
+        ),
     ],
 )
 def test_number_of_classes_against_the_label_map(

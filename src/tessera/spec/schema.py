@@ -271,7 +271,7 @@ class EvaluateSpec(Section):
     split: Literal["val", "test"] = "test"
     """Which images the numbers are made from."""
     classes: Names | None = None
-    """Names of the classes that metrics are restricted to; left out, all."""
+    """Names of the classes that metrics are restricted to; left out, all. Where several have one name, `name (id)`."""
 
 
 class ViewsSpec(Section):
@@ -300,7 +300,8 @@ class InferenceSpec(Section):
     opacity: Unit = 0.5
     """Of the drawn masks."""
     color_map: dict[str, tuple[Byte, Byte, Byte]] = {}
-    """Class name: [red, green, blue], each 0..255. Classes that are not named keep the label map's colour."""
+    """Class name: [red, green, blue], each 0..255. Classes that are not named keep the label map's colour. Where several have one name,
+    `name (id)`."""
     outline_width: int | None = Field(None, ge=1, le=100)
     """Of drawn boxes and contours, in pixels of the picture; left out, by the picture's size."""
 
