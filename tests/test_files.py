@@ -3,7 +3,10 @@ import fcntl
 import hashlib
 import json
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,8 +18,10 @@ from tessera.files import (
     canonical_json,
     digest_file,
     digest_text,
+    is_abandoned,
     only_process,
     read_json,
+    temporaries,
     write_json,
     write_text,
 )
@@ -106,14 +111,124 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
     """Two checkouts may fill the same folder through links of their own."""
     path = tmp_path / "cars"
     path.mkdir()
-    for left in (".cars.abcd1234", ".cars.abcd1234.former", ".cars.efgh5678.former", ".cars.backup", ".cars"):
+    with atomic_folder(path) as one:
+        token = one.name.removeprefix(".cars.tessera-")
+        (one / "mine").touch()
+    dead = token[:8] + "0" * 8
+    for left in (f".cars.tessera-{dead}", f".cars.tessera-{dead}.former", ".cars.backup", ".cars", ".cars.abcd1234"):
         (tmp_path / left).mkdir()
+    (tmp_path / f".model.tessera-{dead}.pth").touch()
+    elsewhere = tmp_path / f".model.tessera-{'f' * 16}.pth"  # of another machine: locks may not reach there
+    elsewhere.touch()
     with atomic_folder(path) as one:
         (one / "mine").touch()
         with atomic_folder(path) as other:
             (other / "yours").touch()
-        assert set(names(tmp_path)) == {".cars", ".cars.backup", one.name, "cars"}
-    assert names(path) == ["mine"] and names(tmp_path) == [".cars", ".cars.backup", "cars"]
+        assert set(names(tmp_path)) == {
+            ".cars",
+            ".cars.abcd1234",
+            ".cars.backup",
+            one.name,
+            "cars",
+            elsewhere.name,
+        }
+    assert names(path) == ["mine"]
+    os.utime(elsewhere, (0, 0))
+    write_text(tmp_path / "a.txt", "x")
+    assert names(tmp_path) == [".cars", ".cars.abcd1234", ".cars.backup", "a.txt", "cars"]
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from tessera.files import atomic_path
+
+with atomic_path(Path(sys.argv[1])) as temporary:
+    temporary.write_bytes(b"half")
+    if os.fork() == 0:  # a loader process, which outlives its killed parent for a while
+        time.sleep(60)
+        os._exit(0)
+    print(temporary, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_killed_writer_leaves_nothing_behind_the_next_one(tmp_path: Path) -> None:
+    """Neither does its orphan keep what it left; while it lives it is left alone."""
+    path = tmp_path / "model.onnx"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(path)], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    left = Path(process.stdout.readline().strip())
+    try:
+        write_text(tmp_path / "eval.json", "{}")
+        assert left.exists() and temporaries(tmp_path) == [left] and not is_abandoned(left)
+        process.kill()
+        process.wait(10)
+        assert left.exists() and is_abandoned(left)
+        write_text(path, "whole")
+        assert names(tmp_path) == ["eval.json", "model.onnx"] and path.read_text() == "whole"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_too_large_a_file_is_told_as_the_limit_that_it_is(tmp_path: Path) -> None:
+    program = """
+import resource, sys
+from pathlib import Path
+from tessera.files import write_bytes
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+write_bytes(Path(sys.argv[1]), bytes(2000))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "a.bin")], capture_output=True, text=True, check=False
+    )
+    assert "a.bin: cannot be written: files may not become that large here; raise the limit (`ulimit -f" in done.stderr
+    assert names(tmp_path) == []
+
+
+def test_a_link_to_nowhere_is_named(tmp_path: Path) -> None:
+    link = tmp_path / "results"
+    link.symlink_to(tmp_path / "scratch")
+    with pytest.raises(
+        UserError, match=r"results/a/eval\.json: cannot be written: .*results: is a link to .*scratch, where"
+    ):
+        write_text(link / "a" / "eval.json", "{}")
+    with pytest.raises(UserError, match=r"results: is a link to .*scratch, where nothing is"):
+        read_json(link / "a" / "eval.json")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="a file stands where a folder is expected"):
+        write_text(tmp_path / "file" / "eval.json", "{}")
+
+
+@pytest.mark.parametrize("dangling", [True, False])
+def test_a_lock_is_no_link(tmp_path: Path, dangling: bool) -> None:
+    """Its target would be emptied, or made."""
+    target = tmp_path / "thesis.tex"
+    if not dangling:
+        target.write_text("years of work")
+    (tmp_path / "lock").symlink_to(target)
+    with (
+        pytest.raises(UserError, match="lock: is a link, expected a lock file or nothing; remove it"),
+        only_process(tmp_path / "lock"),
+    ):
+        pass
+    assert not target.exists() if dangling else target.read_text() == "years of work"
+
+
+def test_a_lock_never_empties_a_file_of_another_name(tmp_path: Path) -> None:
+    target = tmp_path / "thesis.tex"
+    target.write_text("years of work")
+    os.link(target, tmp_path / "lock")
+    with only_process(tmp_path / "lock"):
+        assert target.read_text() == "years of work"
+
+
+def test_a_lock_is_a_regular_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(UserError, match="lock: is no regular file"), only_process(tmp_path / "lock"):
+        pass
 
 
 def test_a_file_in_place_of_a_folder_stays(tmp_path: Path) -> None:

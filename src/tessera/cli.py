@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tessera import gpus
-from tessera.files import UNWRITABLE, UserError, read_json, write_json, write_text
+from tessera.files import UserError, read_json, refusal, write_json, write_text
 from tessera.log import start_log
 from tessera.provenance import digests, sealed
 from tessera.spec.lineage import RUNTIMES, STAGES, lineage, lineage_digest
@@ -481,9 +481,10 @@ def main() -> None:
         found = error.filename or "a file"
         _fail(f"{found}: this user may not read or write it; change its owner or mode and run the same again", 1)
     except OSError as error:
-        if error.errno not in UNWRITABLE:
+        reason = refusal(error)
+        if reason is None:
             raise
-        _fail(f"{error.filename or 'a file'}: cannot be written: {UNWRITABLE[error.errno]} and run the same again", 1)
+        _fail(f"{error.filename or 'a file'}: cannot be written: {reason} and run the same again", 1)
     except Exception:
         traceback.print_exc()
         sys.exit(1)

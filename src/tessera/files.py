@@ -5,15 +5,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
+import io
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import PIL.Image
 
 
 class UserError(Exception):
@@ -40,11 +47,38 @@ def raise_all(title: str, faults: Sequence[str], count: int | None = None) -> No
 UNWRITABLE = {
     errno.ENOSPC: "no space left on the disk; make room",
     errno.EDQUOT: "the disk quota is used up; make room",
+    errno.EFBIG: "files may not become that large here; raise the limit (`ulimit -f unlimited`), or use another disk",
     errno.EROFS: "the file system is read-only; mount it writable",
     errno.EACCES: "this user may not write there; change its owner or mode",
     errno.EPERM: "this user may not write there; change its owner or mode",
 }
 """What a disk refuses, and what to do."""
+
+MISPLACED = {
+    errno.EEXIST: "a file stands where a folder is expected; move it away",
+    errno.ENOTDIR: "a file stands where a folder is expected; move it away",
+    errno.ELOOP: "links lead in a circle; remove one of them",
+    errno.ENAMETOOLONG: "the name is too long for the file system; choose a shorter one",
+}
+"""The same of what is in the way."""
+
+
+def refusal(error: OSError) -> str | None:
+    """Why something cannot be written and what to do; None where the error is of another kind."""
+    place = None if error.filename is None else Path(os.fsdecode(error.filename))
+    if error.errno == errno.EEXIST and place is not None and (link := _leads_nowhere(place)):
+        return f"{link}; make that folder, or remove the link,"
+    return (UNWRITABLE | MISPLACED).get(error.errno or 0)
+
+
+def missing(path: Path, kind: str = "file") -> str:
+    """That there is nothing; of a link that leads nowhere, on the way or at its end, where it leads."""
+    return _leads_nowhere(path) or f"{path}: no such {kind}"
+
+
+def _leads_nowhere(path: Path) -> str | None:
+    links = (place for place in (path, *path.parents) if place.is_symlink() and not place.exists())
+    return next((f"{link}: is a link to {link.readlink()}, where nothing is" for link in links), None)
 
 
 @contextlib.contextmanager
@@ -53,12 +87,13 @@ def writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        found = None if error.filename is None else Path(error.filename)
+        found = None if error.filename is None else Path(os.fsdecode(error.filename))
         elsewhere = found is not None and not (found.is_relative_to(path.parent) or path.is_relative_to(found))
-        if error.errno not in UNWRITABLE or elsewhere:
+        reason = refusal(error)
+        if reason is None or elsewhere:
             raise
         raise UserError(
-            f"{path}: cannot be written: {UNWRITABLE[error.errno]} and run the same again. Nothing half-written was left"
+            f"{path}: cannot be written: {reason} and run the same again. Nothing half-written was left"
         ) from error
 
 
@@ -66,18 +101,17 @@ def writing(path: Path) -> Iterator[None]:
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path beside ``path``; what was written there is flushed and renamed on success, deleted on any error.
 
-    The temporary name keeps the suffix, because writers such as Pillow choose the format by it.
+    The temporary name keeps the suffix, because writers such as Pillow choose the format by it. What killed processes left in the
+    folder is removed.
     """
-    with writing(path):
+    with writing(path), contextlib.ExitStack() as stack:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        remove_abandoned(path.parent)
+        temporary = _temporary(path, _create_file, stack)
         try:
             yield temporary
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
-            temporary.chmod(0o666 & ~_umask())
             temporary.replace(path)
             _sync_folder(path.parent)
         finally:
@@ -92,18 +126,19 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     renames is there none. What killed processes left beside it is removed. Unlike in ``atomic_path`` the content is not flushed: a power cut
     soon afterwards may harm it. Raises UserError where ``path`` is a file.
     """
-    path = _place(path)
+    path = path.resolve() if path.is_symlink() else path
     if path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file, expected a folder or nothing; move it away")
     with writing(path), contextlib.ExitStack() as stack:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(path)
-        temporary = _temporary_folder(path, stack)
+        remove_abandoned(path.parent)
+        temporary = _temporary(path, os.mkdir, stack)
         former = temporary.with_name(f"{temporary.name}.former")
         try:
             yield temporary
-            temporary.chmod(0o777 & ~_umask())
             if path.exists():
+                with contextlib.suppress(OSError):
+                    stack.enter_context(_locked(path))
                 path.rename(former)
             temporary.rename(path)
             _sync_folder(path.parent)
@@ -114,40 +149,101 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(former, ignore_errors=True)
 
 
-def remove_abandoned(path: Path) -> None:
-    """Removes what killed processes left of ``atomic_folder(path)``; what a living one works at stays."""
-    path = _place(path)
-    if not path.parent.is_dir():
-        return
-    ours = re.compile(re.escape(f".{path.name}.") + r"[a-z0-9_]{8}(\.former)?")
-    for left in [entry for entry in path.parent.iterdir() if ours.fullmatch(entry.name)]:
-        maker = left.with_suffix("") if left.suffix == ".former" else left
-        with contextlib.suppress(OSError), _locked(maker if maker.exists() else path, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            shutil.rmtree(left)
+TEMPORARY = re.compile(r"\..+\.tessera-(?P<machine>[0-9a-f]{8})[0-9a-f]{8}(\..*)?", re.DOTALL)
+"""Names of what is being written. Its maker holds a lock on it, which ends with the process, however that ends."""
+
+FOREIGN_SECONDS = 86400.0
+"""Some shared file systems keep locks of that kind to the machine: what another one made and did not touch for so long is abandoned."""
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes what killed processes were writing in ``folder``; what a living one works at stays, as does what cannot be locked."""
+    for path in temporaries(folder):
+        with contextlib.suppress(OSError), _locked(path, wait=False):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def temporaries(folder: Path) -> list[Path]:
+    """What may be abandoned in ``folder``: all that this machine made, of others' what is old."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = TEMPORARY.fullmatch(entry.name)
+            if match is None or entry.is_symlink():
+                continue
+            if match["machine"] == _machine() or time.time() - os.lstat(entry).st_mtime > FOREIGN_SECONDS:
+                found.append(Path(entry.path))
+    return sorted(found)
+
+
+def is_abandoned(path: Path) -> bool:
+    """Of a file or folder of ``temporaries``: whether no living process works at it."""
+    try:
+        with _locked(path, wait=False):
+            return True
+    except OSError:
+        return False
 
 
 @contextlib.contextmanager
 def only_process(path: Path, busy: str | None = None, lockless: str = "put the project elsewhere") -> Iterator[None]:
-    """Holds the lock file ``path``, which stays there. While another process holds it: waits, or given ``busy`` raises UserError of it.
+    """Holds the lock file ``path``, which stays there and says who holds it. While another process does: waits, or given ``busy`` raises
+    UserError of it, ``{holder}`` in it replaced. Freed by the kernel when the process ends, however it ends.
 
-    ``lockless``: what the user can do where the file system has no locks.
+    A record lock (not ``flock``): loader processes do not inherit it, so that the orphans of a killed start do not keep it. It holds
+    across machines. ``lockless``: what the user can do where the file system has no locks.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link, expected a lock file or nothing; remove it")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    with os.fdopen(handle, encoding="utf-8", errors="replace") as stream:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise UserError(f"{path}: is no regular file, expected a lock file or nothing; remove it")
         try:
             fcntl.lockf(stream, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError:
-            raise UserError(busy) from None
+            holder = stream.read(200).strip() or "unknown process"
+            raise UserError((busy or "").replace("{holder}", holder)) from None
         except OSError as error:
             raise UserError(
-                f"{path}: cannot be locked ({error.strerror}); mount the file system with locks (Lustre: -o flock), or {lockless}"
+                f"{path}: cannot be locked ({error.strerror}); mount the file system with locks (Lustre: -o flock; NFS: lockd), or {lockless}"
             ) from None
+        if found.st_nlink == 1:  # else the content is somebody else's, too
+            with contextlib.suppress(OSError):
+                os.ftruncate(handle, 0)
+                job = os.environ.get("SLURM_JOB_ID")
+                os.write(
+                    handle,
+                    f"pid {os.getpid()} on {os.uname().nodename}{f', SLURM job {job}' if job else ''}\n".encode(),
+                )
         yield
+
+
+def link_file(source: Path, path: Path) -> None:
+    """``path`` becomes another name of the file ``source``, or a copy where the file system has no such names."""
+    with atomic_path(path) as temporary:
+        temporary.unlink()
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
+
+
+def encoded(picture: PIL.Image.Image, suffix: str, **options: Any) -> bytes:
+    """The file of a picture, in memory: what Pillow writes itself stays open and half-written where a disk refuses it."""
+    from PIL import Image
+
+    stream = io.BytesIO()
+    picture.save(stream, Image.registered_extensions()[suffix], **options)
+    return stream.getvalue()
 
 
 def write_text(path: Path, content: str) -> None:
@@ -171,7 +267,7 @@ def reading_json(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(missing(path)) from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, expected a JSON file") from None
     except UnicodeDecodeError as error:
@@ -203,35 +299,58 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _temporary_folder(path: Path, stack: contextlib.ExitStack) -> Path:
+def _temporary(path: Path, create: Callable[[Path], None], stack: contextlib.ExitStack) -> Path:
     """Beside ``path``, locked until ``stack`` closes, so that nobody takes it for abandoned."""
+    stem, suffix = (path.name, "") if create is os.mkdir else (path.stem, path.suffix)
     while True:
-        made = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        made = path.with_name(f".{stem}.tessera-{_machine()}{secrets.token_hex(4)}{suffix}")
+        create(made)
         with contextlib.suppress(OSError):  # a file system without locks, where nothing is ever taken for abandoned
-            stack.enter_context(_locked(made, fcntl.LOCK_EX))
+            stack.enter_context(_locked(made))
         if made.exists():  # else another process was faster than the lock
             return made
 
 
+def _create_file(path: Path) -> None:
+    path.touch(exist_ok=False)
+
+
 @contextlib.contextmanager
-def _locked(folder: Path, how: int) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY)
+def _locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Raises OSError where it cannot be had. Ends with the process, whatever processes this one has forked."""
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        fcntl.flock(handle, how)
+        handle = os.open(path, os.O_RDWR | flags)  # NFS locks no file that cannot be written
+    except IsADirectoryError:
+        handle = os.open(path, os.O_RDONLY | flags)
+    _held.add(handle)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
-        os.close(handle)
+        if handle in _held:
+            _held.remove(handle)
+            os.close(handle)
 
 
-def _place(path: Path) -> Path:
-    """Where a link leads."""
-    return path.resolve() if path.is_symlink() else path
+_held: set[int] = set()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _let_go() -> None:
+    while _held:
+        os.close(_held.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+@functools.cache
+def _machine() -> str:
+    """Eight digits that other machines, and this one after it was started again, do not share; containers on it do."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+    except OSError:
+        return digest_text(os.uname().nodename)[:8]
 
 
 def _sync_folder(path: Path) -> None:

@@ -3,6 +3,8 @@
 import errno
 import fcntl
 import os
+import re
+import stat
 import subprocess
 import sys
 import textwrap
@@ -11,23 +13,29 @@ import pytest
 import torch
 
 from tessera.files import UserError
+from tessera.spec.schema import TrainSpec
 from tessera.training.checkpoint import Folder, read_checkpoint
+from tessera.training.state import State
 
 
-def content(step):
-    return {"state": {"step": step, "origin": None}, "network": {}, "optimizer": {}}
+def content(step, **changes):
+    state = State(step=step).to_plain()
+    return {"state": state, "network": {}, "optimizer": {}, "lineage": {}, "steps_per_epoch": 10} | changes
 
 
 def test_names_and_number_kept(tmp_path):
-    folder = Folder(tmp_path, "tiny", steps_per_epoch=10, keep=2)
+    folder = Folder(tmp_path, "tiny", steps_per_epoch=10, keep=TrainSpec().keep_checkpoints)
     for step in (10, 20, 30):
-        folder.save(content(step), folder.name(step, "epoch"))
+        folder.save(content(step), folder.name(step, "epoch"), best=step == 10)
+    assert (tmp_path / "tiny_latest.pth").samefile(tmp_path / "model_epoch_003.pth")
     folder.save(content(35), None)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "model_epoch_002.pth",
         "model_epoch_003.pth",
+        "tiny_best.pth",
         "tiny_latest.pth",
     ]
+    assert read_checkpoint(tmp_path / "tiny_best.pth")["state"]["step"] == 10
     assert folder.name(12, "step") == "model_epoch_001_step_00012.pth"
     assert read_checkpoint(tmp_path / "model_epoch_003.pth")["state"]["step"] == 30
     assert folder.newest(100)["state"]["step"] == 35
@@ -59,6 +67,84 @@ def test_other_files(tmp_path, value, message):
     torch.save(value, tmp_path / "x.pth")
     with pytest.raises(UserError, match=message):
         read_checkpoint(tmp_path / "x.pth")
+
+
+WHOLE = {"weight": torch.zeros(2, 3), "bias": torch.zeros(2)}
+
+
+def without(value, key):
+    return {name: part for name, part in value.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda whole: whole | {"state": without(whole["state"], "step")}, "its state has no `step`"),
+        (lambda whole: whole | {"state": whole["state"] | {"step": "many"}}, r"its state\.step: .*integer"),
+        (lambda whole: whole | {"state": whole["state"] | {"best": [1]}}, r"its state\.best: .*dictionary"),
+        (lambda whole: whole | {"state": whole["state"] | {"moon": 1}}, "unexpected keyword argument 'moon'"),
+        (lambda whole: whole | {"state": 3}, "its `state` is no dict"),
+        (lambda whole: without(whole, "lineage"), "its `lineage` is no dict"),
+        (lambda whole: without(whole, "steps_per_epoch"), "its `steps_per_epoch` is no int"),
+        (
+            lambda whole: whole | {"network": without(WHOLE, "bias")},
+            r"its bias is of shape None, the model's of \(2,\)",
+        ),
+        (lambda whole: whole | {"network": WHOLE | {"bias": torch.zeros(3)}}, r"its bias is of shape \(3,\)"),
+        (lambda whole: whole | {"best": WHOLE | {"bias": 1}}, "its bias is of shape None"),
+        (
+            lambda whole: whole | {"optimizer": {"state": {0: {"exp_avg": torch.zeros(5)}}}},
+            r"the optimiser's exp_avg of parameter 0 is of shape \(5,\)",
+        ),
+    ],
+)
+def test_what_is_no_checkpoint_of_this_network_is_passed_over(tmp_path, capsys, harm, said):
+    network = torch.nn.Linear(3, 2)
+    folder = Folder(tmp_path, "tiny", steps_per_epoch=10)
+    folder.save(content(10, network=WHOLE), folder.name(10, "epoch"))
+    folder.save(harm(content(20, network=WHOLE)), folder.name(20, "epoch"))
+    assert folder.newest(100, network=network)["state"]["step"] == 10
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and all(line.endswith("continuing from step 10") for line in told)
+    assert re.search(rf"skipped a checkpoint: .*model_epoch_002\.pth: is a damaged checkpoint \(.*{said}.*\);", told[1])
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "said"),
+    [
+        (0o755, 65534, r"belongs to another user \(uid 65534\)"),
+        (0o757, None, "may be written by everybody"),
+        (0o775, None, r"may be written by a group \(gid 65534\)"),
+    ],
+)
+def test_a_folder_that_others_can_write_is_refused_unless_told(tmp_path, mode, owner, said):
+    path = tmp_path / "state"
+    path.mkdir()
+    if os.geteuid():
+        pytest.skip("needs the right to give a folder away")
+    os.chown(path, -1 if owner is None else owner, 65534)
+    path.chmod(mode)
+    with (
+        pytest.raises(UserError, match=rf"state: {said}, .*train\.shared_checkpoints=true"),
+        Folder(path, "tiny", 10).lock(),
+    ):
+        pass
+    assert not list(path.iterdir())
+    with Folder(path, "tiny", 10, shared=True).lock():
+        pass
+
+
+def test_a_folder_of_ours_in_one_that_all_can_write_is_taken(tmp_path):
+    """As on the scratch disk of a cluster; whatever this user's umask is."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    scratch.chmod(0o1777)
+    mask = os.umask(0o002)
+    try:
+        with Folder(scratch / "toy" / "0123", "tiny", 10).lock():
+            assert stat.S_IMODE((scratch / "toy" / "0123").stat().st_mode) == 0o755
+    finally:
+        os.umask(mask)
 
 
 def test_second_writer_is_refused_and_a_killed_one_forgotten(tmp_path):

@@ -15,7 +15,11 @@ from tessera.files import UserError
 from tessera.training.loop import Loop
 from tests.training import toy
 
-EVERY_STEP = {"train.checkpoint_interval": 1, "train.checkpoint_interval_unit": "step"}
+EVERY_STEP = {
+    "train.checkpoint_interval": 1,
+    "train.checkpoint_interval_unit": "step",
+    "train.keep_checkpoints": None,
+}
 
 
 class CrashError(Exception):

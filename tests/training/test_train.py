@@ -39,6 +39,7 @@ def test_outputs(root):
     )
     (folder,) = (root / "checkpoints/whole").iterdir()
     assert [path.name for path in sorted(folder.glob("*.pth"))] == [
+        "mask2former_best.pth",
         "mask2former_latest.pth",
         "model_epoch_001.pth",
         "model_epoch_002.pth",
@@ -135,7 +136,11 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_checkpoint(root, work,
         toy.run(work)
     assert not (work / "results").exists()
     (folder,) = (work / "checkpoints/toy").iterdir()
-    assert sorted(path.name for path in folder.glob("*.pth")) == ["mask2former_latest.pth", "model_epoch_001.pth"]
+    assert sorted(path.name for path in folder.glob("*.pth")) == [
+        "mask2former_best.pth",
+        "mask2former_latest.pth",
+        "model_epoch_001.pth",
+    ]
     monkeypatch.undo()
     toy.assert_same_results(root / "results/whole", toy.run(work))
 

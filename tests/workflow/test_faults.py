@@ -30,7 +30,11 @@ from tests.workflow.project import Project, make_project, wait_until
 
 TARGET = "results/mask2former_swin/eval.json"
 CHAIN = ["demo", "check", "train", "evaluate"]
-EVERY_STEP = {"train.checkpoint_interval": 1, "train.checkpoint_interval_unit": "step"}
+EVERY_STEP = {
+    "train.checkpoint_interval": 1,
+    "train.checkpoint_interval_unit": "step",
+    "train.keep_checkpoints": None,
+}
 LARGE = "size=64m"
 
 

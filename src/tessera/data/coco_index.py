@@ -258,8 +258,6 @@ def open_index(source: Path, segments: bool | None = None) -> CocoIndex:
         with only_process(folder / f"lock-{digest[0]}", lockless=lockless):
             found = _whole(path)
             if found is None:
-                for left in folder.glob(f".{digest[0]}*{path.suffix}"):
-                    left.unlink()  # Killed builders left it: those that live and whose digest begins so hold the lock.
                 _build(source, digest, path)
                 found = CocoIndex(path)
     if segments is not None and found.lacks is not None:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from PIL import Image
 from rich.progress import Progress
 
-from tessera.files import atomic_folder, digest_file, write_json, write_text
+from tessera.files import atomic_folder, digest_file, encoded, write_json, write_text
 from tessera.ops.masks import mask_to_box
 from tessera.ops.rle import encode_masks
 from tessera.spec.schema import DemoSpec
@@ -290,4 +290,4 @@ def _kitti_row(thing: Thing, bbox: list[int]) -> str:
 
 
 def _save(pixels: npt.NDArray[np.uint8], path: Path) -> None:
-    Image.fromarray(pixels).save(path, compress_level=_COMPRESS_LEVEL)
+    path.write_bytes(encoded(Image.fromarray(pixels), path.suffix, compress_level=_COMPRESS_LEVEL))

@@ -52,7 +52,7 @@ def fetch_dataset(dataset: DatasetSpec, data_root: str, progress: bool = True) -
     with writing(home), only_process(home / ".fetch.lock", busy), _bars(progress) as bars:
         for folder, archive in dataset.fetch.items():
             target = home / folder
-            remove_abandoned(target)
+            remove_abandoned(target.resolve().parent)
             if _is_whole(target, archive.sha256):
                 continue
             _require_own(target, dataset, folder)

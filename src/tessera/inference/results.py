@@ -25,7 +25,7 @@ from torch import Tensor
 from tessera import provenance
 from tessera.evaluation.draw import draw_predictions
 from tessera.evaluation.progress import track
-from tessera.files import UserError, atomic_folder, write_json, write_text
+from tessera.files import UserError, atomic_folder, encoded, write_json, write_text
 from tessera.inference.predictor import Predictor
 from tessera.inference.sources import ImageSource, list_images, number_files, open_source, safe_name
 from tessera.ops.kitti import kitti_names, kitti_row
@@ -217,10 +217,8 @@ class _Writer:
     def _save(self, picture: Image.Image, name: str) -> None:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".jpg":
-            picture.save(path, quality=92, subsampling=0)
-        else:
-            picture.save(path, compress_level=3)
+        options = {"quality": 92, "subsampling": 0} if path.suffix == ".jpg" else {"compress_level": 3}
+        path.write_bytes(encoded(picture, path.suffix, **options))
 
 
 def semantic_png(semantic: Tensor, catalog: ClassCatalog) -> Image.Image:

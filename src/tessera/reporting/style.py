@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
-from tessera.files import atomic_path
+from tessera.files import write_bytes
 
 COLUMN_WIDTH = 3.5
 TEXT_WIDTH = 7.16
@@ -75,8 +76,12 @@ def look(number: int) -> Look:
 def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """PNG, JPEG or PDF by the suffix, whole or not at all, without a date or a version inside."""
     metadata = {".png": {"Software": None}, ".pdf": dict.fromkeys(("CreationDate", "Creator", "Producer"))}
-    with atomic_path(path) as temporary, matplotlib.rc_context(SETTINGS):
-        figure.savefig(temporary, dpi=dpi, metadata=metadata.get(path.suffix))
+    stream = (
+        io.BytesIO()
+    )  # what matplotlib writes itself stays open where a disk refuses it, with a traceback when it is closed at last
+    with matplotlib.rc_context(SETTINGS):
+        figure.savefig(stream, format=path.suffix[1:], dpi=dpi, metadata=metadata.get(path.suffix))
+    write_bytes(path, stream.getvalue())
 
 
 def label_beside(

@@ -200,8 +200,10 @@ class TrainSpec(Section):
     """Epochs or steps between checkpoints."""
     checkpoint_interval_unit: Literal["epoch", "step"] = Field("epoch", json_schema_extra=Inert)
     """Unit of `checkpoint_interval`."""
-    keep_checkpoints: int | None = Field(None, ge=1, json_schema_extra=Inert)
-    """Newest checkpoints to keep beside the latest; left out, all."""
+    keep_checkpoints: int | None = Field(2, ge=1, json_schema_extra=Inert)
+    """Newest checkpoints to keep beside the latest and the best, which are other names of them where they can be; null keeps all."""
+    shared_checkpoints: bool = Field(False, json_schema_extra=Inert)
+    """Whether the folder of the resume state may be one that other users can write, who are trusted then; otherwise it is refused."""
     validation_interval: int = Field(1, ge=1)
     """Epochs or steps between validations; the last epoch always ends with one."""
     validation_interval_unit: Literal["epoch", "step"] = "epoch"

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import grp
 import os
+import pwd
 import re
-import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tessera.files import UserError, atomic_path, writing
+from torch import Tensor, nn
+
+from tessera.files import UserError, link_file, only_process, writing
 from tessera.models.artifact import read_weights, write_weights
+from tessera.training.state import State
 
 FORMAT = 1
+PARTS = {"state": dict, "network": dict, "optimizer": dict, "lineage": dict, "steps_per_epoch": int}
+"""What every checkpoint holds at least."""
 NAME = re.compile(r"model_epoch_(\d+)(?:_step_(\d+))?\.pth")
 
 
@@ -26,47 +32,70 @@ def say(message: str) -> None:
 
 
 class Folder:
-    """``model_epoch_004.pth`` after four epochs, ``model_epoch_004_step_00012.pth`` after twelve steps where steps are the unit, and
-    ``<model>_latest.pth``, which is one of these or what an interrupted start saved."""
+    """``model_epoch_004.pth`` after four epochs, ``model_epoch_004_step_00012.pth`` after twelve steps where steps are the unit,
+    ``<model>_latest.pth``, which is one of these or what an interrupted start saved, and ``<model>_best.pth``, that of the best validation."""
 
-    def __init__(self, path: Path, model: str, steps_per_epoch: int, keep: int | None = None) -> None:
+    def __init__(
+        self, path: Path, model: str, steps_per_epoch: int, keep: int | None = None, shared: bool = False
+    ) -> None:
+        """``keep``: how many of the numbered ones; None keeps all. ``shared``: whether other users may write in the folder."""
         self.path = path
         self.latest = path / f"{model}_latest.pth"
+        self.best = path / f"{model}_best.pth"
         self.steps_per_epoch = steps_per_epoch
         self.keep = keep
+        self.shared = shared
 
-    def save(self, content: dict[str, Any], name: str | None) -> Path:
-        """Writes the latest checkpoint and, given a ``name``, keeps it under that as well without using the space twice."""
-        write_weights(self.latest, {"format": FORMAT, **content})
-        if name is None:
-            return self.latest
-        with atomic_path(self.path / name) as temporary:
-            temporary.unlink()
-            try:
-                os.link(self.latest, temporary)
-            except OSError:
-                shutil.copyfile(self.latest, temporary)
+    def save(self, content: dict[str, Any], name: str | None, best: bool = False) -> None:
+        """Writes the latest checkpoint and, given a ``name`` or as the ``best``, keeps it as that as well without using the space twice.
+
+        The best first: a start from the checkpoint before then comes to the same one again.
+        """
+        paths = [self.latest]
+        if best:
+            paths.insert(0, self.best)
+        if name is not None:
+            paths.append(self.path / name)
+        first, *others = paths
+        write_weights(first, {"format": FORMAT, **content})
+        for other in others:
+            link_file(first, other)
         if self.keep is not None:
-            for path in self._named()[self.keep :]:
+            for path in self.named()[self.keep :]:
                 path.unlink()
-        return self.path / name
 
-    def newest(self, last_step: int, origin: str | None = None, quiet: bool = False) -> dict[str, Any] | None:
+    def is_empty(self) -> bool:
+        """Of checkpoints to continue from, whole or not."""
+        return not self.latest.exists() and not self.named()
+
+    def newest(
+        self, last_step: int, origin: str | None = None, quiet: bool = False, network: nn.Module | None = None
+    ) -> dict[str, Any] | None:
         """The valid checkpoint of the most steps, at most ``last_step``; None where there is none.
 
-        With ``origin`` only those of the training that continued from the file of that digest. Says which damaged ones it passed over.
+        With ``origin`` only those of the training that continued from the file of that digest, with ``network`` only those that fit it. Says
+        which damaged ones it passed over.
         """
         best: dict[str, Any] | None = None
         skipped: list[str] = []
-        if self.latest.exists():
-            best = self._usable(self.latest, last_step, origin, skipped)
-        for path in self._named():
-            step = self._step(path)
-            if step > last_step or (best is not None and step <= best["state"]["step"]):
+        for path in (self.latest, *self.named()):
+            if path == self.latest:
+                if not path.exists():
+                    continue
+            elif (step := self._step(path)) > last_step or (best is not None and step <= best["state"]["step"]):
                 continue
-            if (found := self._usable(path, last_step, origin, skipped)) is not None:
+            try:
+                found = read_checkpoint(path)
+                if network is not None:
+                    require_fit(found, network, path)
+            except UserError as error:
+                skipped.append(str(error))
+                continue
+            state = found["state"]
+            if state["step"] <= last_step and (origin is None or state["origin"] == origin):
                 best = found
-                break
+                if path != self.latest:
+                    break
         for message in () if quiet else skipped:
             instead = f"continuing from step {best['state']['step']}" if best else "starting afresh"
             say(f"skipped a checkpoint: {message}; {instead}")
@@ -76,17 +105,8 @@ class Folder:
         epoch = step // self.steps_per_epoch
         return f"model_epoch_{epoch:03d}.pth" if unit == "epoch" else f"model_epoch_{epoch:03d}_step_{step:05d}.pth"
 
-    def _usable(self, path: Path, last_step: int, origin: str | None, skipped: list[str]) -> dict[str, Any] | None:
-        try:
-            content = read_checkpoint(path)
-        except UserError as error:
-            skipped.append(str(error))
-            return None
-        state = content["state"]
-        return content if state["step"] <= last_step and (origin is None or state["origin"] == origin) else None
-
-    def _named(self) -> list[Path]:
-        """Newest first."""
+    def named(self) -> list[Path]:
+        """The numbered ones, newest first."""
         paths = [path for path in self.path.glob("model_epoch_*.pth") if NAME.fullmatch(path.name)]
         return sorted(paths, key=self._step, reverse=True)
 
@@ -97,36 +117,47 @@ class Folder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Held by one process; freed by the kernel when it ends, however it ends.
-
-        A record lock (not ``flock``): loader processes do not inherit it, so that the orphans of a killed start do not keep it.
-        What a killed start was writing is removed.
-        """
+        """Held by one process. What a killed start was writing is removed."""
         lock = self.path / "lock"
         with writing(lock):
-            self.path.mkdir(parents=True, exist_ok=True)
-            opened = lock.open("a+")
-        with opened as stream:
-            try:
-                fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                stream.seek(0)
-                raise UserError(
-                    f"{self.path}: another training writes here ({stream.read().strip() or 'unknown process'}); wait for it or stop it. "
-                    f"If its machine is gone for good, delete {lock}"
-                ) from None
-            except OSError as error:
-                raise UserError(
-                    f"{lock}: cannot be locked ({error.strerror}), so that two trainings could write here; set `checkpoints` in "
-                    "config/config.yaml to a folder on another disk, or have this one mounted with locks (Lustre: option flock; NFS: lockd)"
-                ) from None
-            stream.truncate(0)
-            job = os.environ.get("SLURM_JOB_ID")
-            stream.write(f"pid {os.getpid()} on {os.uname().nodename}" + (f", SLURM job {job}" if job else "") + "\n")
-            stream.flush()
+            self.path.mkdir(mode=0o777 if self.shared else 0o755, parents=True, exist_ok=True)
+        if not self.shared:
+            require_own(self.path)
+        with only_process(
+            lock,
+            f"{self.path}: another training writes here ({{holder}}); wait for it or stop it. If its machine is gone for good, delete {lock}",
+            "set `checkpoints` in config/config.yaml to a folder on another disk, so that no two trainings can write here",
+        ):
             for path in self.path.glob(".*.pth"):
                 path.unlink()
             yield
+
+
+def require_own(folder: Path) -> None:
+    """Raises UserError where another user than this one and root could put a checkpoint into ``folder``."""
+    found = folder.stat()
+    owner = found.st_uid
+    if owner not in (0, os.geteuid()):
+        reason = f"belongs to another user (uid {owner})"
+    elif found.st_mode & stat.S_IWOTH:
+        reason = "may be written by everybody"
+    elif found.st_mode & stat.S_IWGRP and not _is_private(found.st_gid):
+        reason = f"may be written by a group (gid {found.st_gid})"
+    else:
+        return
+    raise UserError(
+        f"{folder}: {reason}, so that a checkpoint in it may be anybody's; take it over (`chown`, `chmod go-w {folder}`), or set "
+        "train.shared_checkpoints=true if these users are trusted"
+    )
+
+
+def _is_private(group: int) -> bool:
+    """Whether it is what many systems give every user, a group of the same name without other members."""
+    try:
+        name, found = pwd.getpwuid(os.geteuid()).pw_name, grp.getgrgid(group)
+    except KeyError:
+        return False
+    return found.gr_name == name and set(found.gr_mem) <= {name}
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -137,4 +168,34 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is no training checkpoint, expected one that a train stage wrote{hint}")
     if content["format"] != FORMAT:
         raise UserError(f"{path}: is of format {content['format']}, this version reads {FORMAT}; train again")
+    try:
+        for name, kind in PARTS.items():
+            if not isinstance(content.get(name), kind):
+                raise TypeError(f"its `{name}` is no {kind.__name__}")
+        State.from_plain(content["state"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: is a damaged checkpoint ({error})") from None
     return content
+
+
+def require_fit(content: dict[str, Any], network: nn.Module, path: Path) -> None:
+    """Raises UserError where names or shapes in the checkpoint ``path`` are not those of ``network``."""
+    own = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    for part in ("network", "best"):
+        values = content.get(part)
+        if values is None:
+            continue
+        found = {name: tuple(value.shape) if isinstance(value, Tensor) else None for name, value in values.items()}
+        for name in sorted(own.keys() | found.keys()):
+            if own.get(name) != found.get(name):
+                raise UserError(
+                    f"{path}: is a damaged checkpoint (its {name} is of shape {found.get(name)}, the model's of {own.get(name)})"
+                )
+    shapes = {(), *own.values()}
+    for number, slots in content["optimizer"].get("state", {}).items():
+        for name, value in slots.items():
+            if isinstance(value, Tensor) and tuple(value.shape) not in shapes:
+                raise UserError(
+                    f"{path}: is a damaged checkpoint (the optimiser's {name} of parameter {number} is of shape {tuple(value.shape)}, "
+                    "and no parameter is)"
+                )

@@ -23,6 +23,7 @@ from tessera.data.catalog import load_catalog
 from tessera.data.datamodule import train_loader
 from tessera.files import UserError
 from tessera.models import build_model
+from tessera.models.base import Model
 from tessera.spec.lineage import lineage
 from tessera.spec.schema import PostprocessSpec, Spec
 from tessera.structures import Batch
@@ -62,14 +63,20 @@ def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Ha
     train, first = spec.train, rank == 0
     catalog = load_catalog(spec.dataset, spec.data_root, spec.model.mode)
     plan = Plan.of(spec, experiment, checkpoints, catalog, hardware.world_size)
-    restored = find_checkpoint(spec, plan, quiet=not first)
+
+    def build(load_pretrained: bool) -> Model:
+        torch.manual_seed(counter_seed(spec.seed, "initial weights"))
+        return build_model(
+            spec.model, catalog, PostprocessSpec(), train.activation_checkpoint, load_pretrained=load_pretrained
+        )
+
+    afresh = plan.folder.is_empty() and train.resume_training_checkpoint_path is None
+    model = build(load_pretrained=afresh)
+    restored = find_checkpoint(spec, plan, not first, model.network)
+    if restored is None and not afresh:
+        model = build(load_pretrained=True)
     state = State.from_plain(restored["state"]) if restored else State()
     state.starts.append({"step": state.step, "epoch": state.step // plan.steps_per_epoch})
-
-    torch.manual_seed(counter_seed(spec.seed, "initial weights"))
-    model = build_model(
-        spec.model, catalog, PostprocessSpec(), train.activation_checkpoint, load_pretrained=restored is None
-    )
     if restored is not None:
         model.network.load_state_dict(restored["network"])
     elif train.pretrained_model_path is not None:

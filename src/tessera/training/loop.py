@@ -80,10 +80,11 @@ class Loop(Callback):
             means = state.close_epoch(self.steps_per_epoch)
             lr = train.optim.lr * module.schedule.factor(state.step - 1)
             state.record({"epoch": epoch, "lr": lr, **{f"train_{name}": value for name, value in means.items()}})
+        better = False
         if self.validate is not None and self._due(
             train.validation_interval, train.validation_interval_unit, ended, epoch
         ):
-            self._validate(trainer, module, epoch if ended else epoch + 1)
+            better = self._validate(trainer, module, epoch if ended else epoch + 1)
         if ended:
             row = state.rows[-1]
             module.schedule.epoch_end(row.get(train.optim.monitor_name))
@@ -91,9 +92,9 @@ class Loop(Callback):
         stopping = self._stop_requested()
         finished = epoch == train.num_epochs and ended
         due = self._due(train.checkpoint_interval, train.checkpoint_interval_unit, ended, epoch)
-        if due or stopping or finished:
+        if due or better or stopping or finished:
             name = self.folder.name(state.step, train.checkpoint_interval_unit) if due else None
-            self._save(trainer, module, name)
+            self._save(trainer, module, name, better)
         if stopping and not finished:
             raise TrainingStopped(
                 stopping,
@@ -104,8 +105,9 @@ class Loop(Callback):
     def _due(self, interval: int, unit: str, ended: bool, epoch: int) -> bool:
         return self.state.step % interval == 0 if unit == "step" else ended and epoch % interval == 0
 
-    def _validate(self, trainer: Trainer, module: TrainModule, epoch: int) -> None:
-        """Every process evaluates every image: metrics then need no exchange, and sharded networks run in step."""
+    def _validate(self, trainer: Trainer, module: TrainModule, epoch: int) -> bool:
+        """Whether it was the best so far. Every process evaluates every image: metrics then need no exchange, and sharded networks run in
+        step."""
         assert self.validate is not None
         module.eval()
 
@@ -120,8 +122,9 @@ class Loop(Callback):
         better = self.state.consider(f"val_{self.metric}", row, epoch)
         if better and self.train.select == "best":
             self.best_weights = collect(trainer)[0]
+        return better
 
-    def _save(self, trainer: Trainer, module: TrainModule, name: str | None) -> None:
+    def _save(self, trainer: Trainer, module: TrainModule, name: str | None, best: bool) -> None:
         now = time.monotonic()
         self.state.seconds += now - self._clock
         self._clock = now
@@ -136,7 +139,7 @@ class Loop(Callback):
                 "scaler": scaler,
                 "best": self.best_weights,
             }
-            self.folder.save(content, name)
+            self.folder.save(content, name, best)
         trainer.strategy.barrier()
 
     def _stop_requested(self) -> int:

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from tessera.data.datamodule import eval_loader, train_loader
-from tessera.files import UserError, digest_file
+from tessera.files import UserError, digest_file, missing
 from tessera.spec.lineage import differences, lineage, resume_digest
 from tessera.spec.schema import Spec
 from tessera.structures import ClassCatalog
-from tessera.training.checkpoint import Folder, read_checkpoint, say
+from tessera.training.checkpoint import Folder, read_checkpoint, require_fit, say
 
 FREE = (
     "train.clip_grad",
@@ -57,28 +59,35 @@ class Plan:
             eval_loader(spec, catalog, "val", limit=1)
         path = checkpoints / experiment / resume_digest(spec)
         return cls(
-            Folder(path, spec.model.name, steps, train.keep_checkpoints), steps, steps * train.num_epochs, validates
+            Folder(path, spec.model.name, steps, train.keep_checkpoints, train.shared_checkpoints),
+            steps,
+            steps * train.num_epochs,
+            validates,
         )
 
 
-def find_checkpoint(spec: Spec, plan: Plan, quiet: bool = False) -> dict[str, Any] | None:
-    """The newest valid one of the folder, or the one that ``train.resume_training_checkpoint_path`` names until the folder has some
-    that continued from it. Raises UserError where it belongs to another training."""
+def find_checkpoint(
+    spec: Spec, plan: Plan, quiet: bool = False, network: nn.Module | None = None
+) -> dict[str, Any] | None:
+    """The newest valid one of the folder that fits ``network``, or the one that ``train.resume_training_checkpoint_path`` names until the
+    folder has some that continued from it. Raises UserError where it belongs to another training."""
     named = spec.train.resume_training_checkpoint_path
     if named is None:
-        found = plan.folder.newest(plan.total, quiet=quiet)
+        found = plan.folder.newest(plan.total, None, quiet, network)
         source = plan.folder.path
     else:
         source = Path(named)
         if not source.is_file():
-            raise UserError(f"train.resume_training_checkpoint_path: {source}: no such file")
+            raise UserError(f"train.resume_training_checkpoint_path: {missing(source)}")
         origin = digest_file(source)
-        found = plan.folder.newest(plan.total, origin, quiet)
+        found = plan.folder.newest(plan.total, origin, quiet, network)
         if found is None:
             found = read_checkpoint(source)
             found["state"]["origin"] = origin
     if found is not None:
         _require_same(found, source, spec, plan, quiet)
+        if network is not None:
+            require_fit(found, network, source)
     return found
 
 

@@ -9,6 +9,8 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 METRIC = {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU", "detection": "box_AP"}
 """By mode: the metric that decides which weights are the best."""
 
@@ -38,6 +40,14 @@ class State:
 
     @classmethod
     def from_plain(cls, value: dict[str, Any]) -> State:
+        """Raises ValueError or TypeError, in one line, on anything that ``to_plain`` did not give."""
+        if "step" not in value:
+            raise ValueError("its state has no `step`")
+        try:
+            _CHECK.validate_python(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"its state.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         return cls(**value)
 
     def add(self, values: dict[str, float]) -> None:
@@ -65,6 +75,9 @@ class State:
             return False
         self.best = {"metric": metric, "value": value, "epoch": epoch, "step": self.step}
         return True
+
+
+_CHECK = TypeAdapter(State)
 
 
 def counter_seed(seed: int, purpose: str, *counters: int) -> int:

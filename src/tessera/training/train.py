@@ -15,6 +15,7 @@ from tessera.data.catalog import load_catalog
 from tessera.files import UserError, write_json, write_text
 from tessera.models import build_model
 from tessera.models.artifact import save_model
+from tessera.models.base import Model
 from tessera.provenance import Header, digests, sealed
 from tessera.spec.lineage import lineage
 from tessera.spec.schema import PostprocessSpec, Spec
@@ -54,8 +55,8 @@ def train(spec: Spec, experiment: str, results: Path, checkpoints: Path) -> None
     plan = Plan.of(spec, experiment, checkpoints, catalog, hardware.world_size)
     with contextlib.nullcontext() if rank else plan.folder.lock():
         try:
-            found = find_checkpoint(spec, plan, quiet=bool(rank))
-            if found is None or found["state"]["step"] < plan.total:
+            finished = _finished(spec, plan, catalog)
+            if finished is None:
                 if hardware.world_size > 1 and rank is None:
                     launch(spec, experiment, checkpoints, hardware.processes)
                 else:
@@ -65,7 +66,22 @@ def train(spec: Spec, experiment: str, results: Path, checkpoints: Path) -> None
                 say(f"{signal.Signals(stopped.signum).name}: {stopped}")
             raise SystemExit(128 + stopped.signum) from None
         if not rank:
-            _export(spec, experiment, results, plan, catalog)
+            finished = finished or _finished(spec, plan, catalog)
+            if finished is None:
+                raise RuntimeError(f"{plan.folder.path}: holds no checkpoint of step {plan.total} after training")
+            _export(spec, experiment, results, plan, catalog, *finished)
+
+
+def _finished(spec: Spec, plan: Plan, catalog: ClassCatalog) -> tuple[Model, dict[str, Any]] | None:
+    """The last step's checkpoint, and its model with the weights; None where the training has to go on."""
+    if plan.folder.is_empty() and spec.train.resume_training_checkpoint_path is None:
+        return None
+    model = build_model(spec.model, catalog, PostprocessSpec(), load_pretrained=False)
+    checkpoint = find_checkpoint(spec, plan, quiet=True, network=model.network)
+    if checkpoint is None or checkpoint["state"]["step"] < plan.total:
+        return None
+    model.network.load_state_dict(checkpoint["network"])
+    return model, checkpoint
 
 
 def _require_statistics(spec: Spec) -> None:
@@ -96,14 +112,17 @@ def _take_over(spec: Spec, experiment: str, results: Path) -> None:
     _write(spec, experiment, results, catalog, State(report=report), model.network, model.network.state_dict())
 
 
-def _export(spec: Spec, experiment: str, results: Path, plan: Plan, catalog: ClassCatalog) -> None:
+def _export(
+    spec: Spec,
+    experiment: str,
+    results: Path,
+    plan: Plan,
+    catalog: ClassCatalog,
+    model: Model,
+    checkpoint: dict[str, Any],
+) -> None:
     """From the last checkpoint alone, so that a resumed and an uninterrupted training write the same."""
-    checkpoint = find_checkpoint(spec, plan)
-    if checkpoint is None or checkpoint["state"]["step"] != plan.total:
-        raise RuntimeError(f"{plan.folder.path}: holds no checkpoint of step {plan.total} after training")
     state = State.from_plain(checkpoint["state"])
-    model = build_model(spec.model, catalog, PostprocessSpec(), load_pretrained=False)
-    model.network.load_state_dict(checkpoint["network"])
     model.network.eval()
     freeze(model.network, spec.train.freeze)
     weights = checkpoint["network"]
