@@ -38,6 +38,7 @@ EXCEPTIONS = {
         "evaluation",
     ): "evaluation/statistics.py is the file that evaluate writes and tables resample; it needs no torch",
     ("reporting/statistics.py", "evaluation"): "the same",
+    ("reporting/figures.py", "evaluation"): "the same",
     ("reporting/verify.py", "evaluation"): "the same",
     ("inference/results.py", "evaluation"): "evaluation/draw.py draws the pictures of both stages",
 }

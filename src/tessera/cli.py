@@ -254,6 +254,7 @@ def evaluate(
     """Measure a runtime on every image of the evaluated split."""
     from tessera.data.datamodule import eval_loader
     from tessera.evaluation.evaluate import evaluate
+    from tessera.evaluation.statistics import Limits
 
     resolved = _open(experiment, overrides, data_root, expect, log, "evaluate", runtime, precision)
     spec = resolved.spec
@@ -264,7 +265,8 @@ def evaluate(
     loader = eval_loader(
         spec, catalog, spec.evaluate.split, fixed_size=predictor.input_size, max_batch=predictor.max_batch
     )
-    evaluation = evaluate(predictor, loader, catalog, predictor.mode, classes=spec.evaluate.classes)
+    limits = Limits.of(spec.evaluate)
+    evaluation = evaluate(predictor, loader, catalog, predictor.mode, classes=spec.evaluate.classes, limits=limits)
     out = folder / record_file("evaluate", runtime, precision)
     predictions, statistics = out.with_suffix(".predictions.json.gz"), statistics_file(out)
     evaluation.write_predictions(predictions)
@@ -279,6 +281,8 @@ def evaluate(
     )
     write_json(out, sealed(document, inputs, digests(folder, [predictions, statistics])))
     print(evaluation.summary(), flush=True)
+    for remark in document["remarks"]:
+        print(f"evaluate: warning: {remark}", file=sys.stderr, flush=True)
 
 
 @app.command()

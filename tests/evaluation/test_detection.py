@@ -15,8 +15,10 @@ from tessera.data.catalog import load_catalog
 from tessera.evaluation.evaluate import Evaluator, evaluate
 from tessera.evaluation.instance import NAMES
 from tessera.evaluation.predictions import read_predictions
+from tessera.evaluation.statistics import Limits
 from tessera.files import UserError
 from tessera.inference.results import coco_results
+from tessera.spec.schema import DeformableDetrExperiment
 from tessera.structures import Batch, ClassCatalog, ImageMeta, Instances, Predictions
 from tests.data.files import opened, write_coco
 from tests.evaluation.scenes import make_catalog, make_meta
@@ -72,10 +74,10 @@ def guesses(generator, annotations, image_id, empty):
     )
 
 
-def measured(dataset, root, table, classes=None):
+def measured(dataset, root, table, classes=None, limits=Limits()):
     reader = opened(dataset, root, "detection")
     catalog = reader_catalog(dataset, root)
-    evaluator = Evaluator(catalog, "detection", classes)
+    evaluator = Evaluator(catalog, "detection", classes, limits)
     for index in range(len(reader)):
         sample = reader.read(index)
         size = tuple(sample.image.shape[1:])
@@ -183,6 +185,32 @@ def test_predictions_of_detectors_are_written_and_read_again(tmp_path):
             assert torch.equal(getattr(instances, name), getattr(table[number + 1], name))
     document = evaluation.summary()
     assert "box_AP " in document and "box_AR100" in document
+
+
+def test_an_image_with_more_objects_than_count_is_named_and_the_limit_can_be_lifted(tmp_path):
+    boxes = [[5 * (number % 40), 5 * (number // 40), 4, 4] for number in range(120)]
+    listed = [{"id": n, "category_id": 2, "bbox": box, "area": 16, "iscrowd": 0} for n, box in enumerate(boxes, 1)]
+    crowd = {"id": 121, "category_id": 7, "bbox": [0, 0, 9, 9], "area": 81, "iscrowd": 1}
+    dataset = write_coco(tmp_path, [*listed, crowd], [(120, 240), (120, 160)], LABEL_MAP)
+    corners = torch.tensor(boxes, dtype=torch.float32)
+    corners[:, 2:] += corners[:, :2]
+    labels = torch.zeros(120, dtype=torch.int64)
+    none = Instances(torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), None)
+    table = {1: Instances(torch.linspace(0.9, 0.1, 120), labels, corners, None), 2: none}
+    spec = DeformableDetrExperiment(postprocess={"num_select": 110}, model={"num_queries": 120})
+    evaluation = measured(dataset, tmp_path, table)
+    assert evaluation.metrics["box_AR100"] == pytest.approx(100 / 120) and evaluation.metrics["box_AP"] < 0.9
+    told = "1 of 2 images hold more objects "
+    end = "(the most: 120 in 1.png), so that no model finds all"
+    assert evaluation.remarks(spec) == [
+        f"{told}of one class than the 100 of evaluate.max_detections {end}",
+        f"{told}than the 110 of postprocess.num_select {end}",
+    ]
+    lifted = DeformableDetrExperiment(evaluate={"max_detections": [1, 10, 120]}, postprocess={"num_select": 120})
+    evaluation = measured(dataset, tmp_path, table, limits=Limits.of(lifted.evaluate))
+    assert evaluation.metrics["box_AP@120"] == evaluation.metrics["box_AR120"] == 1
+    assert evaluation.per_class[0]["box_AP50@120"] == 1
+    assert "box_AP" not in evaluation.metrics and evaluation.remarks(lifted) == []
 
 
 @pytest.mark.parametrize(("mode", "names"), [("instance", {"AP", "box_AP"}), ("semantic", {"mIoU", "pixel_accuracy"})])

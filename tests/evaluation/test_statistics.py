@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tessera.evaluation.evaluate import Evaluation, Evaluator
+from tessera.evaluation.instance import NAMES
 from tessera.evaluation.statistics import COLUMNS, Statistics, read_statistics, write_statistics
 from tessera.files import UserError
-from tessera.reporting.statistics import AVERAGES, evaluated, metrics_of, randomized, resample_weights, swaps
+from tessera.reporting.statistics import evaluated, metrics_of, randomized, resample_weights, swaps
 from tessera.structures import Instances, Predictions, Target
 from tests.evaluation.scenes import (
     disturbed_instances,
@@ -119,7 +120,7 @@ def test_swapped_images_are_an_evaluation_of_the_mixture(mode: str) -> None:
     images = make_images(mode, seed=3)
     two = another(images)
     one, other = measure(images, mode).statistics(), measure(two, mode).statistics()
-    found = randomized(one, other, 64, AVERAGES.keys() | {"box_AP", "box_AR10", "PQ", "SQ_things", "mIoU"})
+    found = randomized(one, other, 64, {*NAMES, "box_AP", "box_AR10", "PQ", "SQ_things", "mIoU"})
     for number in (0, 1, 22, 63):
         (swapped,) = swaps(6, 64, range(number, number + 1))
         pairs = [(b, a) if swap else (a, b) for a, b, swap in zip(images, two, swapped, strict=True)]
@@ -154,7 +155,7 @@ def test_a_subset_of_the_metrics_is_the_same() -> None:
     statistics = measure(make_images("panoptic"), "panoptic").statistics()
     weights = resample_weights(6, range(5))
     everything = metrics_of(statistics, weights)
-    for name in ("PQ", "mIoU", *AVERAGES, "box_AR10"):
+    for name in ("PQ", "mIoU", *NAMES, "box_AR10"):
         (alone,) = metrics_of(statistics, weights, [name]).items()
         np.testing.assert_array_equal(alone[1], everything[name])
 
@@ -213,6 +214,10 @@ def with_label(good: dict[str, Any], label: int) -> dict[str, Any]:
         (lambda text, good: broken(with_label(good, -1)), "classes that are not listed"),
         (lambda text, good: broken({**good, "things": None}), "things is no list"),
         (lambda text, good: broken({**good, "classes": [1, 2]}), "classes is no list of str"),
+        (
+            lambda text, good: broken({**good, "limits": {"detections": ["9"], "borders": [1, 2]}}),
+            "limits are no numbers",
+        ),
         (lambda text, good: broken({**good, "counted": [9]}), "classes that are not listed"),
         (lambda text, good: broken({**good, "image_ids": ["1"] * 6}), "image_ids is no list of int"),
         (lambda text, good: broken({**good, "parts": {"segm": {key: [] for key in COLUMNS["segm"]}}}), "segm_truth"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,10 @@ from tessera.evaluation.panoptic import PanopticMetric
 from tessera.evaluation.predictions import encode_record, write_predictions
 from tessera.evaluation.progress import track
 from tessera.evaluation.semantic import SemanticMetric
-from tessera.evaluation.statistics import Statistics, per_image_counts, write_statistics
+from tessera.evaluation.statistics import Limits, Statistics, per_image_counts, write_statistics
 from tessera.files import UserError
 from tessera.ops.rle import encode_masks
-from tessera.spec.networks import Mode
+from tessera.spec.networks import DeformableDetrSpec, Mask2FormerSpec, Mode, OneFormerSpec
 from tessera.spec.schema import Spec
 from tessera.structures import Batch, ClassCatalog, Predictions, Target, unknown_class
 
@@ -63,10 +64,33 @@ class Evaluation:
             "images": self.images,
             "metrics": self.metrics,
             "per_class": self.per_class,
+            "remarks": self.remarks(spec),
             "seconds": round(self.seconds, 3),
             "lineage": lineage,
             "facts": provenance.collect(),
         }
+
+    def remarks(self, spec: Spec) -> list[str]:
+        """What keeps the numbers below 1 whatever the model: keys that let fewer objects of an image count than it has."""
+        if self.instances is None:
+            return []
+        objects = self.instances.objects()
+        of_image: Counter[int] = Counter()
+        for (image, _), count in objects.items():
+            of_image[image] += count
+        of_class = {image: count for (image, _), count in sorted(objects.items(), key=lambda item: item[1])}
+        names = {record["image_id"]: record["file_name"] for record in self.predictions}
+        found = []
+        counted = ("evaluate.max_detections", self.instances.limits.detections[-1])
+        for (key, most), counts in [(counted, of_class), *((one, of_image) for one in _kept(spec))]:
+            beyond = [image for image, count in counts.items() if count > most]
+            if beyond:
+                worst = max(beyond, key=lambda image: (counts[image], -image))
+                found.append(
+                    f"{len(beyond)} of {self.images} images hold more objects {'of one class ' if counts is of_class else ''}than the {most} "
+                    f"of {key} (the most: {counts[worst]} in {names[worst]}), so that no model finds all"
+                )
+        return found
 
     def write_predictions(self, path: Path) -> None:
         write_predictions(path, self.mode, self.catalog, self.predictions)
@@ -82,6 +106,7 @@ class Evaluation:
             counted=self.counted,
             image_ids=[record["image_id"] for record in records],
             parts=per_image_counts(records, len(self.catalog)) | detections,
+            limits=Limits() if self.instances is None else self.instances.limits,
         )
 
     def write_statistics(self, path: Path) -> None:
@@ -100,13 +125,15 @@ class Evaluation:
 class Evaluator:
     """Accumulates image by image what the mode asks for; evaluators of several processes merge into one."""
 
-    def __init__(self, catalog: ClassCatalog, mode: Mode, classes: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, catalog: ClassCatalog, mode: Mode, classes: Sequence[str] | None = None, limits: Limits = Limits()
+    ) -> None:
         """``classes``: keys of the catalogue that the metrics are restricted to. Raises UserError for one that the catalogue lacks."""
         self.catalog = catalog
         self.mode = mode
         self.classes = _labels(classes, catalog)
         self.panoptic = PanopticMetric(catalog, self.classes) if mode == "panoptic" else None
-        self.instances = InstanceMetric(catalog, self.classes) if mode != "semantic" else None
+        self.instances = InstanceMetric(catalog, self.classes, limits) if mode != "semantic" else None
         self.semantic = SemanticMetric(catalog, self.classes) if mode in ("panoptic", "semantic") else None
         self.records: list[dict[str, Any]] = []
         self._seen: dict[int, str] = {}
@@ -194,10 +221,11 @@ def evaluate(
     mode: Mode,
     progress: bool = True,
     classes: Sequence[str] | None = None,
+    limits: Limits = Limits(),
 ) -> Evaluation:
     """Every batch of ``loader`` must carry ``truths``. Raises UserError for no image, and for one that comes twice."""
     start = time.perf_counter()
-    evaluator = Evaluator(catalog, mode, classes)
+    evaluator = Evaluator(catalog, mode, classes, limits)
     total = len(loader) if isinstance(loader, Sized) else None
     for batch in track(loader, "evaluate: batch", total, progress):
         if batch.truths is None:
@@ -210,6 +238,17 @@ def evaluate(
         for prediction, truth in zip(predictions, batch.truths, strict=True):
             evaluator.add(prediction, truth)
     return evaluator.result(time.perf_counter() - start)
+
+
+def _kept(spec: Spec) -> list[tuple[str, int]]:
+    """Keys that say how many instances or detections of an image a model gives at most."""
+    model, kept = spec.model, spec.postprocess
+    if isinstance(model, DeformableDetrSpec):
+        return [("postprocess.num_select", kept.num_select), ("model.num_queries", model.num_queries)]
+    if isinstance(model, Mask2FormerSpec | OneFormerSpec):
+        queries = ("model.decoder.num_object_queries", model.decoder.num_object_queries)
+        return [("postprocess.test_topk_per_image", kept.test_topk_per_image), queries]
+    return []
 
 
 def _labels(names: Sequence[str] | None, catalog: ClassCatalog) -> set[int] | None:

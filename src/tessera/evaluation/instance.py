@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from tessera.evaluation.statistics import SIZES, THRESHOLDS, Columns, as_columns
+from tessera.evaluation.statistics import SIZES, THRESHOLDS, Average, Columns, Limits, as_columns
 from tessera.ops.rle import Rle, encode_masks
 from tessera.structures import ClassCatalog, ImageMeta, Instances, Target
 
-NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+NAMES = tuple(Limits().averages())
 """COCO's twelve numbers in its order: over IoU 0.50:0.95 unless named, small below 32 x 32 pixels, large from 96 x 96."""
+
+FARTHEST = 1e5**2
+"""Square pixels that an object may have, as COCO has it."""
 
 _logger = logging.getLogger(__name__)
 
@@ -28,9 +32,12 @@ class InstanceMetric:
     them is no mistake.
     """
 
-    def __init__(self, catalog: ClassCatalog, classes: Collection[int] | None = None) -> None:
+    def __init__(
+        self, catalog: ClassCatalog, classes: Collection[int] | None = None, limits: Limits = Limits()
+    ) -> None:
         """``classes``: contiguous ids that alone take part."""
         self.catalog = catalog
+        self.limits = limits
         self.things = [label for label in catalog.thing_ids if classes is None or label in classes]
         self.images: list[dict[str, Any]] = []
         self.truths: list[dict[str, Any]] = []
@@ -72,7 +79,7 @@ class InstanceMetric:
         self.predictions += other.predictions
 
     def result(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Metrics, and one row per class with ``AP``, ``AP50``, ``AR`` (of 100 predictions an image) and their box forms.
+        """Metrics, named as ``Limits`` says, and one row per class with ``AP``, ``AP50``, ``AR`` (of as many predictions) and their box forms.
 
         They are None for classes without a true object, and not there for stuff.
         """
@@ -86,13 +93,28 @@ class InstanceMetric:
                 continue
             run = self._runs[kind] = self._coco(kind)
             precision, recall = run.eval["precision"], run.eval["recall"]
-            stats = [float(value) for value in run.stats[: len(NAMES)]]
-            metrics |= {f"{prefix}{name}": value for name, value in zip(NAMES, stats, strict=True) if value > -1}
+            for name, average in self.limits.averages().items():
+                value = self._average(run, average)
+                if value is not None:
+                    metrics[f"{prefix}{name}"] = value
+            most, _ = self.limits.marks
             for index, label in enumerate(self.things):
-                rows[label][f"{prefix}AP"] = _mean(precision[:, :, index, 0, -1])
-                rows[label][f"{prefix}AP50"] = _mean(precision[0, :, index, 0, -1])
-                rows[label][f"{prefix}AR"] = _mean(recall[:, index, 0, -1])
+                rows[label][f"{prefix}AP{most}"] = _mean(precision[:, :, index, 0, -1])
+                rows[label][f"{prefix}AP50{most}"] = _mean(precision[0, :, index, 0, -1])
+                rows[label][f"{prefix}AR{most}"] = _mean(recall[:, index, 0, -1])
         return metrics, rows
+
+    def _average(self, run: COCOeval_faster, average: Average) -> float | None:
+        """COCO's summary of the curves, over the classes that have an object."""
+        thresholds, size = list(average.thresholds), SIZES.index(average.size)
+        most = self.limits.detections.index(average.most)
+        if average.recall:
+            return _mean(run.eval["recall"][thresholds, :, size, most])
+        return _mean(run.eval["precision"][thresholds, :, :, size, most])
+
+    def objects(self) -> Counter[tuple[int, int]]:
+        """By image id and label, how many are to be found."""
+        return Counter((item["image_id"], item["category_id"] - 1) for item in self.truths if not item["iscrowd"])
 
     def statistics(self) -> dict[str, Columns]:
         """What each image contributed to the last ``result``; see ``evaluation.statistics``. Images are numbered by ascending id."""
@@ -126,7 +148,7 @@ class InstanceMetric:
         return as_columns(kind, predictions), as_columns(f"{kind}_truth", truths)
 
     def _coco(self, kind: str) -> COCOeval_faster:
-        """Evaluated, accumulated and summarised."""
+        """Evaluated and accumulated."""
         keep = ("bbox",) if kind == "bbox" else ("segmentation",)
         shared = ("image_id", "category_id")
         categories = [{"id": label + 1, "name": self.catalog.names[label]} for label in self.things]
@@ -142,7 +164,11 @@ class InstanceMetric:
         found = truth.loadRes(predictions)
         # Separately, because then the matches of every image are kept.
         evaluator = COCOeval_faster(truth, found, kind, print_function=_logger.debug, separate_eval=True)
-        evaluator.run()
+        evaluator.params.maxDets = list(self.limits.detections)
+        small, large = (side**2 for side in self.limits.borders)
+        evaluator.params.areaRng = [[0, FARTHEST], [0, small], [small, large], [large, FARTHEST]]
+        evaluator.evaluate()
+        evaluator.accumulate()
         return evaluator
 
 

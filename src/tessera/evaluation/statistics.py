@@ -1,12 +1,12 @@
 """What each image contributes to the metrics, as one compressed JSON file: every metric of any resample of the images follows from it.
 
-``{"format", "mode", "classes", "things", "counted", "image_ids", "parts": {name: {column: [...]}}}``. A part is a table by columns; ``image``
-is an index into ``image_ids``, which ascend, and ``label`` one into ``classes``. ``counted`` are the labels that take part in means.
+``{"format", "mode", "classes", "things", "counted", "image_ids", "limits", "parts": {name: {column: [...]}}}``. A part is a table by columns;
+``image`` is an index into ``image_ids``, which ascend, and ``label`` one into ``classes``. ``counted`` are the labels that take part in means.
 The parts, as far as the mode has them:
 
 - ``semantic``: ``image``, ``label``, and the pixels ``hits``, ``truth``, ``predicted`` of the class
 - ``panoptic``: ``image``, ``label``, ``iou`` (summed over matches), ``tp``, ``fp``, ``fn``
-- ``segm``, ``bbox``: the at most 100 predictions of an image and class, best first: ``image``, ``label``, ``score``, and for each range of
+- ``segm``, ``bbox``: the predictions of an image and class that count, best first: ``image``, ``label``, ``score``, and for each range of
   sizes ``matched_<range>`` and ``ignored_<range>``, whose bit t speaks of COCO's t-th IoU threshold (0.50, 0.55, ..., 0.95)
 - ``segm_truth``, ``bbox_truth``: ``image``, ``label``, and for each range of sizes how many objects there are to be found
 
@@ -27,14 +27,71 @@ from typing import Any
 import numpy as np
 
 from tessera.files import UserError, canonical_json, write_bytes
+from tessera.spec.schema import EvaluateSpec
 
-FORMAT = 1
+FORMAT = 2
 
 SIZES = ("all", "small", "medium", "large")
 """COCO's ranges of object size, in its order."""
 
 THRESHOLDS = 10
 """IoU 0.50:0.95."""
+
+
+@dataclass(frozen=True)
+class Average:
+    """One of COCO's numbers: an average precision or recall."""
+
+    recall: bool = False
+    """Average recall instead of precision."""
+    thresholds: tuple[int, ...] = tuple(range(THRESHOLDS))
+    size: str = "all"
+    most: int = 100
+    """Predictions of an image and class that count."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What COCO's average precision is limited to; the defaults are COCO's."""
+
+    detections: tuple[int, ...] = (1, 10, 100)
+    """Predictions of an image and class that count: recall is averaged for each number, all else is of the last. They ascend."""
+    borders: tuple[float, float] = (32.0, 96.0)
+    """Sides of the squares in pixels: objects of less area than the first are small, of more than the second large, on a border both."""
+
+    @classmethod
+    def of(cls, settings: EvaluateSpec) -> Limits:
+        return cls(tuple(settings.max_detections), settings.size_borders)
+
+    @property
+    def marks(self) -> tuple[str, str]:
+        """What a name carries that depends on the number of detections, and what on the borders: nothing where they are COCO's."""
+        last = self.detections[-1]
+        small, large = self.borders
+        return "" if last == 100 else f"@{last}", "" if self.borders == (32, 96) else f"@{small:g}-{large:g}"
+
+    def averages(self) -> dict[str, Average]:
+        """By name, in COCO's order: with its limits ``AP`` to ``ARl``; ``AP@300``, ``APs@16-64``, ``APs@300@16-64`` with others."""
+        most, sizes = self.marks
+        last = self.detections[-1]
+        by_size = dict(zip("sml", SIZES[1:], strict=True))
+        return {
+            f"AP{most}": Average(most=last),
+            f"AP50{most}": Average(thresholds=(0,), most=last),
+            f"AP75{most}": Average(thresholds=(5,), most=last),
+            **{f"AP{letter}{most}{sizes}": Average(size=size, most=last) for letter, size in by_size.items()},
+            **{f"AR{number}": Average(recall=True, most=number) for number in self.detections},
+            **{
+                f"AR{letter}{most}{sizes}": Average(recall=True, size=size, most=last)
+                for letter, size in by_size.items()
+            },
+        }
+
+
+def base_name(metric: str) -> str:
+    """Without the limits that it carries where they are not COCO's."""
+    return metric.partition("@")[0]
+
 
 COLUMNS: dict[str, tuple[str, ...]] = {
     "semantic": ("image", "label", "hits", "truth", "predicted"),
@@ -63,6 +120,7 @@ class Statistics:
     counted: list[int]
     image_ids: list[int]
     parts: dict[str, Columns]
+    limits: Limits = Limits()
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -92,7 +150,10 @@ def read_statistics(path: Path) -> Statistics:
         for kind in ("segm", "bbox"):
             if (kind in parts) != (f"{kind}_truth" in parts):
                 raise ValueError(f"only one of {kind} and {kind}_truth is there")
-        return Statistics(**{**document, "parts": parts})
+        limits = Limits(*(tuple(document["limits"][key]) for key in ("detections", "borders")))
+        if not all(isinstance(value, int | float) for value in (*limits.detections, *limits.borders)):
+            raise ValueError("limits are no numbers")
+        return Statistics(**{**document, "parts": parts, "limits": limits})
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from tessera import provenance
-from tessera.evaluation.statistics import Statistics, read_statistics
+from tessera.evaluation.statistics import Statistics, base_name, read_statistics
 from tessera.files import UserError, write_json, write_text
 from tessera.reporting.collect import Evaluation, RowName, collect, read_document, rows_of
 from tessera.reporting.html import to_html
@@ -200,7 +200,8 @@ def choose_metrics(table: str, evaluations: Sequence[Evaluation], asked: Sequenc
         raise UserError(
             f"config/config.yaml, tables.{table}.metrics: no evaluation has {', '.join(unknown)}; there are {', '.join(known)}"
         )
-    return list(asked) or [name for name in MAIN_METRICS if name in known] or known
+    main = [name for first in MAIN_METRICS for name in known if base_name(name) == first]
+    return list(asked) or main or known
 
 
 def long_form(

@@ -23,6 +23,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from PIL import Image
 
 from tessera import provenance
+from tessera.evaluation.statistics import base_name
 from tessera.files import UserError, canonical_json, write_json
 from tessera.reporting import panels
 from tessera.reporting.collect import Evaluation
@@ -114,13 +115,15 @@ def leading_metrics(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
     for row in rows:
         found = row.runs[0].evaluations[0].metrics
         has = [name for name in metrics if found.get(name) is not None]
-        leading += ([name for name in has if name in BY_CLASS] or has)[:1]
+        leading += ([name for name in has if base_name(name) in BY_CLASS] or has)[:1]
     return [name for name in metrics if name in leading]
 
 
 def draw_curves(rows: Sequence[Row], metrics: Sequence[str]) -> Figure:
     """Training loss above, validation metrics below, against epochs; of several seeds the mean, each of them faint behind it."""
-    titles = {"train_loss": "training loss"} | {f"val_{name}": f"validation {name} (%)" for name in metrics}
+    # Validations keep to COCO's limits.
+    measured = dict.fromkeys(map(base_name, metrics))
+    titles = {"train_loss": "training loss"} | {f"val_{name}": f"validation {name} (%)" for name in measured}
     shown = [column for column in titles if any(_has(run.curves, column) for row in rows for run in row.runs)]
     if not shown:
         return _nothing("no curves: no weights were trained, published ones were taken over")

@@ -9,12 +9,11 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tessera.evaluation.statistics import THRESHOLDS, Columns, Statistics, divide
+from tessera.evaluation.statistics import Columns, Statistics, divide
 
 LEVEL = 0.05
 """Intervals hold 1 - LEVEL; a difference with a smaller p counts as one."""
@@ -30,34 +29,6 @@ RECALLS = np.linspace(0.0, 1.0, 101)
 
 ROOM = 4_000_000
 """Numbers in the largest array at a time."""
-
-
-@dataclass(frozen=True)
-class Average:
-    """One of COCO's twelve numbers."""
-
-    recall: bool = False
-    """Average recall instead of precision."""
-    thresholds: tuple[int, ...] = tuple(range(THRESHOLDS))
-    size: str = "all"
-    most: int = 100
-    """Predictions of an image and class that count."""
-
-
-AVERAGES: dict[str, Average] = {
-    "AP": Average(),
-    "AP50": Average(thresholds=(0,)),
-    "AP75": Average(thresholds=(5,)),
-    "APs": Average(size="small"),
-    "APm": Average(size="medium"),
-    "APl": Average(size="large"),
-    "AR1": Average(recall=True, most=1),
-    "AR10": Average(recall=True, most=10),
-    "AR100": Average(recall=True),
-    "ARs": Average(recall=True, size="small"),
-    "ARm": Average(recall=True, size="medium"),
-    "ARl": Average(recall=True, size="large"),
-}
 
 
 def resample_weights(images: int, numbers: range) -> np.ndarray:
@@ -134,6 +105,8 @@ def _interleaved(one: Statistics, two: Statistics) -> Statistics:
     for name in one.parts:
         if name not in two.parts or _measured(one, name) != _measured(two, name):
             continue
+        if one.limits != two.limits and name not in ("semantic", "panoptic"):
+            continue  # Their names say that they are other metrics.
         both = []
         for offset, statistics in enumerate((one, two)):
             columns = statistics.parts[name]
@@ -142,7 +115,7 @@ def _interleaved(one: Statistics, two: Statistics) -> Statistics:
         order = np.argsort(np.concatenate([columns["image"] for columns in both]), kind="stable")
         parts[name] = {key: np.concatenate([columns[key] for columns in both])[order] for key in both[0]}
     ids = [image for image in one.image_ids for _ in range(2)]
-    return Statistics(one.mode, classes, one.things, one.counted, ids, parts)
+    return Statistics(one.mode, classes, one.things, one.counted, ids, parts, one.limits)
 
 
 def _measured(statistics: Statistics, part: str) -> tuple[set[str], set[str]]:
@@ -171,7 +144,7 @@ def metrics_of(
         found |= _panoptic(statistics, weights)
     for kind, prefix in (("segm", ""), ("bbox", "box_")):
         if kind in statistics.parts:
-            asked = [name for name in AVERAGES if wanted is None or prefix + name in wanted]
+            asked = [name for name in statistics.limits.averages() if wanted is None or prefix + name in wanted]
             found |= {prefix + name: values for name, values in _coco(statistics, kind, weights, asked).items()}
     if "semantic" in statistics.parts:
         found |= _semantic(statistics, weights)
@@ -265,21 +238,22 @@ def _per_class(statistics: Statistics, part: str, weights: np.ndarray, names: Se
 
 def _coco(statistics: Statistics, kind: str, weights: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
     columns, truth = statistics.parts[kind], statistics.parts[f"{kind}_truth"]
+    averages = statistics.limits.averages()
     sums = {name: np.zeros(len(weights)) for name in names}
     classes = dict.fromkeys(names, np.zeros(len(weights), np.int64))
     for label in sorted(set(statistics.things) & set(statistics.counted)):
         of_class = truth["label"] == label
         found = _ranked(columns, label)
-        for size, most in dict.fromkeys((AVERAGES[name].size, AVERAGES[name].most) for name in names):
+        for size, most in dict.fromkeys((averages[name].size, averages[name].most) for name in names):
             objects = weights[:, truth["image"][of_class]] @ truth[size][of_class]
             kept = {key: values[found["rank"] < most] for key, values in found.items()}
-            asked = [name for name in names if (AVERAGES[name].size, AVERAGES[name].most) == (size, most)]
+            asked = [name for name in names if (averages[name].size, averages[name].most) == (size, most)]
             curves = {
-                threshold: _curve(kept, size, threshold, weights, objects, any(not AVERAGES[n].recall for n in asked))
-                for threshold in sorted({threshold for name in asked for threshold in AVERAGES[name].thresholds})
+                threshold: _curve(kept, size, threshold, weights, objects, any(not averages[n].recall for n in asked))
+                for threshold in sorted({threshold for name in asked for threshold in averages[name].thresholds})
             }
             for name in asked:
-                average = AVERAGES[name]
+                average = averages[name]
                 values = [curves[threshold][1 if average.recall else 0] for threshold in average.thresholds]
                 sums[name] += np.where(objects > 0, np.mean(values, 0), 0)
                 classes[name] = classes[name] + (objects > 0)

@@ -274,6 +274,20 @@ class EvaluateSpec(Section):
     """Which images the numbers are made from."""
     classes: Names | None = None
     """Names of the classes that metrics are restricted to; left out, all. Where several have one name, `name (id)`."""
+    max_detections: list[Annotated[int, Field(ge=1, le=100_000)]] = Field([1, 10, 100], min_length=1)
+    """Instances and detections: how many of an image and class count, best first, in ascending order. Average recall is reported for each
+    number (`AR10`), all else for the last; where that is not COCO's 100, names carry it, such as `AP@300`. Validations keep to COCO's."""
+    size_borders: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = (32.0, 96.0)
+    """Instances and detections: sides in pixels of the squares that part small from medium, and medium from large objects. Where they are
+    not COCO's, names carry them, such as `APs@16-64`."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> EvaluateSpec:
+        for key in ("max_detections", "size_borders"):
+            values = getattr(self, key)
+            if list(values) != sorted(set(values)):
+                raise ValueError(f"{key} is {list(values)}, expected ascending numbers")
+        return self
 
 
 class ViewsSpec(Section):
