@@ -23,7 +23,7 @@ from tests.workflow.project import CONFIG, ROOT, Project, make_project
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
 SHORT, STREETS = "mask2former_swin-short", "mask2former_swin-streets"
-RATE = f"config/experiments/{SHORT}.yaml"
+RATE = "config/experiments/mask2former_swin-demo-short.yaml"
 
 NUMBERS = """
 if verb == "metrics":  # A number that changes with what the evaluation was made from.
@@ -123,7 +123,7 @@ def make_checkout(folder: Path) -> Checkout:
     stub = folder / "bin/tessera"
     stub.write_text(stub.read_text() + NUMBERS)
     made.configure("config", {**CONFIG, "experiments": ["mask2former_swin", SHORT, STREETS]})
-    made.configure(f"experiments/{SHORT}", {"train": {"optim": {"lr": 2.0e-4}}})
+    made.configure("experiments/mask2former_swin-demo-short", {"train": {"optim": {"lr": 2.0e-4}}})
     for name in ("label_map", "train", "val", "test"):
         path = folder / f"data/streets/{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ def test_round_trip(origin: Checkout) -> None:
     assert (clone.root / "data/streets/images/a.png").read_text() == "as delivered"
 
     # One learning rate trains one experiment; metrics, plots and params tell the two commits apart.
-    clone.configure(f"experiments/{SHORT}", {"train": {"optim": {"lr": 3.0e-4}}})
+    clone.configure("experiments/mask2former_swin-demo-short", {"train": {"optim": {"lr": 3.0e-4}}})
     clone.call("dvc", "repro")
     assert sorted(clone.new_calls()) == RETRAINED
     clone.commit("a higher rate")

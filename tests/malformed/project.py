@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parents[2]
 EXPERIMENT = "mask2former_swin"
 FOLDER = f"results/{EXPERIMENT}"
 MODEL, GRAPH, EVALUATION = f"{FOLDER}/model.pth", f"{FOLDER}/model.onnx", f"{FOLDER}/eval.json"
-RECIPE = f"config/experiments/{EXPERIMENT}.yaml"
+RECIPE = f"config/experiments/{EXPERIMENT}-demo.yaml"
 ALIEN = "owned-by-a-pickle"
 """Would be created by the code that hostile files carry."""
 
@@ -101,7 +101,7 @@ def write_config(folder: Path) -> None:
         "datasets/demo.yaml": demo,
         "datasets/pairs.yaml": PAIRS,
         "datasets/objects.yaml": OBJECTS,
-        f"experiments/{EXPERIMENT}.yaml": TINY,
+        f"experiments/{EXPERIMENT}-demo.yaml": TINY,
     }.items():
         path = folder / "config" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -166,7 +166,7 @@ def test_other_seeds_in_other_rows_are_no_spread(root: Path) -> None:
 def test_seeds_of_a_row_differ_in_nothing_else(root: Path, change: str, words: str) -> None:
     names = ["mask2former_swin", "mask2former_swin-seed1"]
     (root / "config/experiments").mkdir()
-    (root / "config/experiments/mask2former_swin-seed1.yaml").write_text(change)
+    (root / "config/experiments/mask2former_swin-demo-seed1.yaml").write_text(change)
     grid = grid_with(root, experiments=names)
     for name in names:
         write(grid, name, {"PQ": 0.5})

@@ -47,7 +47,7 @@ def test_a_stale_evaluation_is_refused_and_nothing_written(root: Path) -> None: 
     for runtime in ("torch", "onnx"):
         write(grid, "mask2former_swin", {"PQ": 0.5}, runtime)
     (root / "config/experiments").mkdir()
-    (root / "config/experiments/mask2former_swin.yaml").write_text("train: {optim: {lr: 3.0e-4}}\n")
+    (root / "config/experiments/mask2former_swin-demo.yaml").write_text("train: {optim: {lr: 3.0e-4}}\n")
     with pytest.raises(UserError, match=r"/eval\.json: was made from another spec"):
         write_metrics(load_grid(root), root / "results")
     assert not (root / "results/metrics.json").exists()

@@ -238,7 +238,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def main_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = test_kill.make_project(tmp_path_factory.mktemp("main"))
     tiny = test_kill.TINY | {"train": test_kill.TINY["train"] | {"checkpoint_interval_unit": "epoch", "verbose": True}}
-    (folder / f"config/experiments/{EXPERIMENT}.yaml").write_text(yaml.safe_dump(tiny))
+    (folder / f"config/experiments/{EXPERIMENT}-demo.yaml").write_text(yaml.safe_dump(tiny))
     profile = folder / "profiles/slurm/config.yaml"
     profile.write_text(profile.read_text().replace("slurm_partition: gpu", f"slurm_partition: {FRAGILE}"))
     return folder

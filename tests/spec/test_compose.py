@@ -7,6 +7,7 @@ import yaml
 from tessera.files import UserError
 from tessera.spec.compose import explain, load_grid, render_spec
 from tessera.spec.lineage import lineage
+from tessera.spec.networks import EncoderDecoderSpec
 from tessera.spec.schema import SPECS, DatasetSpec, Spec, read_spec
 from tests.spec.conftest import Project
 
@@ -30,7 +31,7 @@ def test_names_leave_defaults_out(project: Project) -> None:
 
 
 def test_layers_apply_in_order_and_lists_are_replaced(project: Project) -> None:
-    root = project({"experiments/mask2former_swin-small.yaml": "train: {optim: {lr: 0.5, milestones: [7]}}\n"})
+    root = project({"experiments/mask2former_swin-demo-small.yaml": "train: {optim: {lr: 0.5, milestones: [7]}}\n"})
     grid = load_grid(root)
     config = root / "config"
     plain, small = grid.resolve("mask2former_swin"), grid.resolve("mask2former_swin-small", ["train.optim.gamma=0.25"])
@@ -42,7 +43,7 @@ def test_layers_apply_in_order_and_lists_are_replaced(project: Project) -> None:
         "dataset.name": str(config / "datasets/demo.yaml"),
         "dataset.generator.height": str(config / "datasets/demo.yaml"),
         "train.num_epochs": str(config / "variants/small.yaml"),
-        "train.optim.lr": str(config / "experiments/mask2former_swin-small.yaml"),
+        "train.optim.lr": str(config / "experiments/mask2former_swin-demo-small.yaml"),
         "train.optim.gamma": "override",
         "train.optim.power": "default",
         "seed": str(config / "config.yaml"),
@@ -53,6 +54,148 @@ def test_layers_apply_in_order_and_lists_are_replaced(project: Project) -> None:
     assert grid.resolve("mask2former_swin-small-long").spec.train.optim.milestones == [1, 2]
     assert grid.resolve("mask2former_swin-seed3").spec.seed == 3
     assert grid.resolve("mask2former_swin", ["seed=9"]).spec.seed == 9
+
+
+CLEARED = {
+    "a mapping of names": (
+        "train: {optim: {multipliers: {decoder: 2.0, backbone.layer4: 0.5}}}\n",
+        "train: {optim: {multipliers: {}}}\n",
+        "train.optim.multipliers",
+        {},
+    ),
+    "a name with a dot is one name": (
+        "train: {optim: {multipliers: {backbone: 2.0, backbone.layer4: 0.5}}}\n",
+        "train: {optim: {multipliers: {backbone.layer4: 0.25}}}\n",
+        "train.optim.multipliers",
+        {"backbone": 2.0, "backbone.layer4": 0.25},
+    ),
+    "a section, back to its defaults": (
+        "train: {optim: {lr: 0.5, gamma: 0.5}}\n",
+        "train: {optim: {}}\n",
+        "train.optim.gamma",
+        0.1,
+    ),
+    "nothing said clears nothing": (
+        "train: {optim: {lr: 0.5, gamma: 0.5}}\n",
+        "train: {optim: }\n",
+        "train.optim.gamma",
+        0.5,
+    ),
+    "a section that may be null": (
+        "dataset: {augmentation: {train_crop_size: [64, 64]}}\n",
+        "dataset: {augmentation: {train_crop_size: null}}\n",
+        "dataset.augmentation.train_crop_size",
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize(("earlier", "later", "key", "expected"), CLEARED.values(), ids=CLEARED.keys())
+def test_an_empty_section_clears_what_earlier_parts_said(
+    project: Project, earlier: str, later: str, key: str, expected: object
+) -> None:
+    """`small` sets the same keys in both ways that a variant can: by its file, and by its companion, which comes later."""
+    root = project({"variants/small.yaml": earlier, "variants/small.mask2former.yaml": later})
+    found: object = load_grid(root).resolve("mask2former_swin-small").spec
+    for name in key.split("."):
+        found = getattr(found, name)
+    assert found == expected
+
+
+LOSSES = """model:
+  name: encoder_decoder
+  losses:
+    ce: {type: cross_entropy}
+  auxiliary:
+    fcn: {stride: 16}
+"""
+NAMED = {
+    "an empty mapping clears": ("auxiliary: {}", [], [], ["ce"]),
+    "a file adds a name": ("losses: {dice: {type: dice}}", [], ["fcn"], ["ce", "dice"]),
+    "null takes a name away": ("losses: {ce: null, dice: {type: dice}}", [], ["fcn"], ["dice"]),
+    "the last name": ("auxiliary: {fcn: null}", [], [], ["ce"]),
+    "an override clears": ("", ["model.auxiliary={}"], [], ["ce"]),
+    "an override says the whole mapping": ("", ["model.losses={dice: {type: dice}}"], ["fcn"], ["dice"]),
+    "an override of one name adds it": ("", ["model.losses.dice={type: dice}"], ["fcn"], ["ce", "dice"]),
+    "an override takes a name away": ("", ["model.auxiliary.fcn=null"], [], ["ce"]),
+}
+
+
+@pytest.mark.parametrize(("variant", "overrides", "auxiliary", "losses"), NAMED.values(), ids=NAMED.keys())
+def test_sections_that_the_user_names(
+    project: Project, variant: str, overrides: list[str], auxiliary: list[str], losses: list[str]
+) -> None:
+    files = {"models/mask2former.yaml": LOSSES, "variants/small.yaml": f"model:\n  {variant}\n"}
+    spec = load_grid(project(files)).resolve("mask2former_swin-street-small", overrides).spec
+    assert isinstance(spec.model, EncoderDecoderSpec)
+    assert (list(spec.model.auxiliary), list(spec.model.losses)) == (auxiliary, losses)
+
+
+def test_origins_below_named_sections_are_those_of_their_own_keys(project: Project) -> None:
+    variant = "model:\n  auxiliary:\n    fcn: {channels: 64}\n  losses:\n    dice: {type: dice}\n"
+    root = project({"models/mask2former.yaml": LOSSES, "variants/small.yaml": variant})
+    model, small = (str(root / "config" / name) for name in ("models/mask2former.yaml", "variants/small.yaml"))
+    origins = load_grid(root).resolve("mask2former_swin-street-small", ["model.losses.dice.weight=2.0"]).origins
+    assert {key: origins[key] for key in origins if key.startswith(("model.auxiliary", "model.losses"))} == {
+        "model.auxiliary.fcn.stride": model,
+        "model.auxiliary.fcn.channels": small,
+        "model.auxiliary.fcn.convs": "default",
+        "model.auxiliary.fcn.weight": "default",
+        "model.losses.ce.type": model,
+        "model.losses.ce.weight": "default",
+        "model.losses.ce.focal_gamma": "default",
+        "model.losses.ce.tversky_alpha": "default",
+        "model.losses.ce.tversky_beta": "default",
+        "model.losses.dice.type": small,
+        "model.losses.dice.weight": "override",
+        "model.losses.dice.focal_gamma": "default",
+        "model.losses.dice.tversky_alpha": "default",
+        "model.losses.dice.tversky_beta": "default",
+    }
+
+
+def test_a_mistake_below_a_named_section_tells_its_file_and_line(project: Project) -> None:
+    variant = "model:\n  auxiliary:\n    fcn:\n      chanels: 64\n  losses:\n    dice: {type: dise}\n"
+    root = project({"models/mask2former.yaml": LOSSES, "variants/small.yaml": variant})
+    with pytest.raises(UserError) as caught:
+        load_grid(root).resolve("mask2former_swin-street-small")
+    lines = str(caught.value).splitlines()
+    assert (
+        "small.yaml, line 4: model.auxiliary.fcn.chanels: unknown key; did you mean model.auxiliary.fcn.channels?"
+        in lines[1]
+    )
+    assert "small.yaml, line 6: model.losses.dice.type: expected one of cross_entropy, " in lines[2]
+
+
+def test_an_experiments_own_file_names_its_dataset_and_holds_for_all_its_seeds(project: Project) -> None:
+    """Whatever the default dataset and seed are, which names leave out."""
+    files: dict[str, str | None] = {
+        "experiments/mask2former_swin-demo.yaml": "train: {num_epochs: 7}\n",
+        "experiments/mask2former_swin-demo-seed3.yaml": "train: {optim: {lr: 0.5}}\n",
+    }
+
+    def found(root: Path, *names: str) -> list[tuple[int, float]]:
+        grid = load_grid(root)
+        return [(spec.train.num_epochs, spec.train.optim.lr) for spec in (grid.resolve(name).spec for name in names)]
+
+    assert found(project(files), "mask2former_swin", "mask2former_swin-seed3", "mask2former_swin-street") == [
+        (7, 1e-4),
+        (7, 0.5),
+        (50, 1e-4),
+    ]
+    files["config.yaml"] = (
+        ONE.replace("[demo]", "[demo, street]") + "seeds: [0, 3]\ndefaults: {dataset: street, seed: 3}\n"
+    )
+    assert found(project(files), "mask2former_swin", "mask2former_swin-demo", "mask2former_swin-demo-seed0") == [
+        (50, 1e-4),
+        (7, 0.5),
+        (7, 1e-4),
+    ]
+
+
+def test_an_experiments_own_file_without_its_dataset(project: Project) -> None:
+    with pytest.raises(UserError, match=r"in which the dataset always stands; did you mean mask2former_swin-demo\?"):
+        load_grid(project({"experiments/mask2former_swin.yaml": ""}))
 
 
 def test_data_root_argument_beats_the_file(project: Project) -> None:
@@ -85,14 +228,47 @@ OVERRIDES = {
     "unknown key that exists elsewhere": (["train.lr=1.0"], ["train.lr: unknown key; did you mean train.optim.lr?"]),
     "unknown key, nothing alike": (["evaluate.zzzz=1"], ["evaluate.zzzz: unknown key; legal here: split"]),
     "unknown section": (["trian.optim.lr=1.0"], ["trian: unknown key; did you mean train?"]),
-    "number as text": (["train.optim.lr=2e-4"], ["train.optim.lr: expected a number, above 0", "write 2.0e-4"]),
+    "a time for a number": (
+        ["train.optim.lr=1:30"],
+        ["train.optim.lr: expected a number, above 0, found the text '1:30'"],
+    ),
     "quoted number": (["train.optim.lr='0.1'"], ["found the text '0.1'; remove the quotes"]),
     "out of range": (["train.num_epochs=-1"], ["train.num_epochs: expected a whole number, at least 0, found -1"]),
     "fraction for a whole number": (["train.num_epochs=2.0"], ["found 2.0; write 2"]),
     "boolean for a number": (["train.optim.lr=true"], ["expected a number, above 0, found true"]),
     "infinite": (["train.optim.lr=.inf"], ["expected a number, above 0, found inf"]),
     "not a number": (["train.optim.lr=.nan"], ["expected a number, above 0, found nan"]),
-    "yes for text": (["train.freeze=[yes]"], ["train.freeze: expected a list (each text), found the list [true]"]),
+    "true for text": (["train.freeze=[true]"], ["train.freeze: expected a list (each text), found the list [true]"]),
+    "yes for a boolean": (
+        ["train.verbose=yes"],
+        ["train.verbose: expected true or false, found the text 'yes'; write true"],
+    ),
+    "number of 400 digits": (
+        ["train.num_epochs=" + "9" * 400],
+        ["train.num_epochs: expected a whole number, at least 0, at most 1000000, found 999999999"],
+    ),
+    "number of 5,000 digits": (
+        ["train.num_epochs=" + "9" * 5000],
+        ["override 'train.num_epochs=999", "found a number of 5000 digits"],
+    ),
+    "number that overflows": (
+        ["train.optim.lr=1e300"],
+        ["train.optim.lr: expected a number, above 0, at most 1000000, found 1e+300"],
+    ),
+    "one of many numbers that overflows": (
+        ["train.optim.multipliers={decoder: 1e39}", "train.optim.milestones=[3, 10000000000]"],
+        [
+            "train.optim.multipliers.decoder: expected",
+            "found 1e+39",
+            "train.optim.milestones: expected",
+            "found 10000000000",
+        ],
+    ),
+    "nothing for a section": (
+        ["train.optim="],
+        ["train.optim: expected a section with the keys type, lr", "found nothing (null)"],
+    ),
+    "clearing what tells the model": (["model={}"], ["model: would clear model.name, which other files set"]),
     "number for text": (["train.pretrained_model_path=3"], ["expected text or null, found 3; quote it"]),
     "not among the allowed": (
         ["model.mode=panoptik"],
@@ -171,7 +347,7 @@ FILES = {
     ),
     "wrong type": (
         "variants/small.yaml",
-        "train:\n  optim:\n    lr: 2e-4\n",
+        "train:\n  optim:\n    lr: 1:30\n",
         ["variants/small.yaml, line 3: train.optim.lr: expected a number"],
     ),
     "source outside datasets/": (
@@ -267,6 +443,10 @@ GRIDS = {
         "models: [mask2former]\nbackbones: [swni]\ndatasets: [demo]\n",
         ["no file config/backbones/swni.yaml; did you mean swin?"],
     ),
+    "a switch for a name": (
+        "models: [on]\nbackbones: [swin]\ndatasets: [demo]\n",
+        ["config.yaml, line 1, column 10: on is the text 'on' in YAML 1.2 and true in YAML 1.1"],
+    ),
     "climbing part": (
         "models: [mask2former]\nbackbones: ['../swin']\ndatasets: [demo]\n",
         ["'../swin' is no name of a part"],
@@ -323,7 +503,7 @@ def test_dataset_and_variant_that_give_one_name(project: Project) -> None:
 def test_experiment_file_without_experiment(project: Project) -> None:
     root = project({"experiments/mask2former_swim.yaml": ""})
     with pytest.raises(
-        UserError, match=r"mask2former_swim\.yaml: the grid has no experiment .* did you mean mask2former_swin"
+        UserError, match=r"mask2former_swim\.yaml: the grid has no experiment .* did you mean mask2former_swin-demo"
     ):
         load_grid(root)
 

@@ -57,7 +57,7 @@ def test_a_tiny_run_from_data_to_onnx_runtime(experiment: str, tmp_path: Path):
         "train_random_resize": None,
         "train_random_crop": None,
     }
-    (folder / f"config/experiments/{experiment}.yaml").write_text(yaml.safe_dump(tiny))
+    (folder / f"config/experiments/{experiment}-demo.yaml").write_text(yaml.safe_dump(tiny))
     results = folder / "results" / experiment
     targets = ["eval.json", "onnx_eval.json", "inference/index.json", "onnx_inference/index.json"]
     test_kill.run(folder, *(f"results/{experiment}/{target}" for target in targets))

@@ -174,16 +174,16 @@ def test_data_that_a_rule_made_are_deleted(project: Project) -> None:
     shutil.rmtree(project.root / "data/demo")
     assert project.plan(TARGET) == {}, "what is finished needs no data"
     for changed in ({"postprocess": {"object_mask_threshold": 0.6}}, {"train": {"optim": {"lr": 3.0e-4}}}):
-        project.configure("experiments/mask2former_swin", changed)
+        project.configure("experiments/mask2former_swin-demo", changed)
         failed = project.snakemake(TARGET)
         assert failed.returncode != 0
         assert "data/demo/manifest.json: no such file" in failed.stdout
         assert "`snakemake --cores 2 data/demo/manifest.json`" in failed.stdout
         assert project.calls() == []
     pictures = "results/mask2former_swin/inference/index.json"
-    project.configure("experiments/mask2former_swin", {"inference": {"images": "own.png"}})
+    project.configure("experiments/mask2former_swin-demo", {"inference": {"images": "own.png"}})
     project.run(pictures)  # of none of them
-    project.configure("experiments/mask2former_swin", {"train": {"optim": {"lr": 3.0e-4}}})
+    project.configure("experiments/mask2former_swin-demo", {"train": {"optim": {"lr": 3.0e-4}}})
     project.run("data/demo/manifest.json")
     project.run(TARGET)
     assert verbs(project) == ["infer", "demo", "train", "evaluate"]
@@ -196,7 +196,7 @@ def test_configuration_changed_before_a_job_starts_elsewhere(project: Project, m
     wait_until(lambda: "train" in verbs(project))
     (plans,) = (project.root / ".snakemake/planned").iterdir()
     planned = project.calls()[-1]
-    project.configure("experiments/mask2former_swin", {"train": {"optim": {"lr": 3.0e-4}}})
+    project.configure("experiments/mask2former_swin-demo", {"train": {"optim": {"lr": 3.0e-4}}})
     monkeypatch.setenv("TESSERA_PLANNED", str(plans))
     project.run("results/mask2former_swin/model.pth", "--force", "--no-hooks", "--nolock")
     assert project.calls()[-1] == planned
@@ -212,7 +212,7 @@ def test_the_way_back_after_a_failed_retraining(project: Project) -> None:
     """The score of the old learning rate is still that of the old learning rate; its weights are made again when they are asked for."""
     project.run(TARGET)
     before = project.configuration()
-    project.configure("experiments/mask2former_swin", {"train": {"optim": {"lr": 3.0e-4}}})
+    project.configure("experiments/mask2former_swin-demo", {"train": {"optim": {"lr": 3.0e-4}}})
     assert project.snakemake(TARGET, fail="train").returncode != 0
     assert project.plan(TARGET) == {"train": 1, "evaluate": 1}
     project.restore(before)
@@ -225,7 +225,7 @@ def test_the_way_back_after_a_failed_retraining(project: Project) -> None:
 def test_read_only_results(project: Project) -> None:
     with tmpfs(project.root / "results", LARGE):
         project.run(TARGET)
-        project.configure("experiments/mask2former_swin", {"postprocess": {"object_mask_threshold": 0.6}})
+        project.configure("experiments/mask2former_swin-demo", {"postprocess": {"object_mask_threshold": 0.6}})
         remount(project.root / "results", "ro")
         failed = project.snakemake(TARGET)
         assert failed.returncode != 0

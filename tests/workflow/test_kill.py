@@ -55,7 +55,7 @@ def make_project(folder: Path) -> Path:
     for name in ("rules", "profiles", "config", "envs"):
         shutil.copytree(PROJECT / name, folder / name)
     shutil.copy(PROJECT / "Snakefile", folder / "Snakefile")
-    (folder / "config/experiments/mask2former_swin.yaml").write_text(yaml.safe_dump(TINY))
+    (folder / "config/experiments/mask2former_swin-demo.yaml").write_text(yaml.safe_dump(TINY))
     demo = folder / "config/datasets/demo.yaml"
     dataset = yaml.safe_load(demo.read_text())
     dataset["dataset"]["generator"] = {"train_images": 16, "val_images": 2, "test_images": 3, "height": 64, "width": 64}

@@ -42,17 +42,17 @@ def test_a_finished_tree_has_nothing_to_do(built: Project) -> None:
 
 
 def set_threshold(project: Project) -> None:
-    project.configure("experiments/mask2former_swin", {"postprocess": {"object_mask_threshold": 0.6}})
+    project.configure("experiments/mask2former_swin-demo", {"postprocess": {"object_mask_threshold": 0.6}})
 
 
 def set_learning_rate(project: Project) -> None:
-    project.configure("experiments/mask2former_swin-short", {"train": {"optim": {"lr": 3.0e-4}}})
+    project.configure("experiments/mask2former_swin-demo-short", {"train": {"optim": {"lr": 3.0e-4}}})
 
 
 def swap_two_losses(project: Project) -> None:
     """Snakemake alone compares params without their names and would not notice."""
     project.configure(
-        "experiments/mask2former_swin-short", {"model": {"loss": {"class_weight": 5.0, "mask_weight": 2.0}}}
+        "experiments/mask2former_swin-demo-short", {"model": {"loss": {"class_weight": 5.0, "mask_weight": 2.0}}}
     )
 
 
@@ -68,12 +68,12 @@ def set_decimals(project: Project) -> None:
 
 def set_inert_key(project: Project) -> None:
     project.configure(
-        "experiments/mask2former_swin", {"dataset": {"train": {"num_workers": 7}}, "train": {"verbose": True}}
+        "experiments/mask2former_swin-demo", {"dataset": {"train": {"num_workers": 7}}, "train": {"verbose": True}}
     )
 
 
 def write_the_default(project: Project) -> None:
-    project.configure("experiments/mask2former_swin", {"postprocess": {"object_mask_threshold": 0.8}})
+    project.configure("experiments/mask2former_swin-demo", {"postprocess": {"object_mask_threshold": 0.8}})
 
 
 def add_an_experiment(project: Project) -> None:
@@ -114,7 +114,7 @@ def test_a_failed_retraining_leaves_no_stale_score(project: Project) -> None:
     target = "results/mask2former_swin/eval.json"
     project.run(target)
     set_threshold(project)
-    project.configure("experiments/mask2former_swin", {"train": {"optim": {"lr": 3.0e-4}}})
+    project.configure("experiments/mask2former_swin-demo", {"train": {"optim": {"lr": 3.0e-4}}})
     failed = project.snakemake(target, fail="train")
     assert failed.returncode != 0
     assert "train fails because the test says so" in failed.stdout + failed.stderr

@@ -78,7 +78,7 @@ def test_nothing_changed(built: Project) -> None:
 @pytest.mark.parametrize("section", RERUNS)
 def test_a_key_reruns_the_stages_that_read_it(built: Project, section: str) -> None:
     change, expected = RERUNS[section]
-    assert plan_after(built, f"experiments/{NAME}", {section: change}) == dict(expected)
+    assert plan_after(built, f"experiments/{NAME}-demo", {section: change}) == dict(expected)
 
 
 def test_every_section_is_changed() -> None:

@@ -1,9 +1,9 @@
 """From the parts in config/ to the validated spec of an experiment.
 
-Order: schema defaults, model, backbone, dataset, variants, config/experiments/<name>.yaml, overrides. After each backbone, dataset
-and variant file comes its companion for the model's family, ``<name>.<family>.yaml``, where there is one. Mappings are merged key
-by key, lists are replaced. Names are built once from config/config.yaml and looked up; nothing ever parses one. This module is
-imported while Snakemake plans: it opens each file once and needs no torch.
+Order: schema defaults, model, backbone, dataset, variants, the experiment's own file, overrides. After each backbone, dataset and variant
+file comes its companion for the model's family, ``<name>.<family>.yaml``, where there is one. How layers combine: ``layers``. Names are
+built once from config/config.yaml and looked up; nothing ever parses one. This module is imported while Snakemake plans: it opens each
+file once and needs no torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar
@@ -22,15 +22,14 @@ from pydantic import Field, ValidationError
 from tessera.files import UserError
 from tessera.spec.checks import MODES
 from tessera.spec.describe import closest
-from tessera.spec.layers import Layer, override_layer, read_layer
+from tessera.spec.layers import Layer, compose, flat, make_layer, nested, override_layer
 from tessera.spec.lineage import differences, lineage
-from tessera.spec.mistakes import OVERRIDE, Mistake, from_validation, refuse
+from tessera.spec.mistakes import COMPANION, OVERRIDE, Key, Mistake, Value, Values, dotted, from_validation, refuse
 from tessera.spec.parts import read_mapping, render_yaml
 from tessera.spec.schema import SPECS, DatasetSpec, Spec
 from tessera.spec.section import Section
 
 DEFAULT = "default"
-COMPANION = "companion"
 SectionType = TypeVar("SectionType", bound=Section)
 
 
@@ -107,28 +106,42 @@ class Resolved:
     name: str
     spec: Spec
     parts: Parts
-    set_by: Mapping[str, str]
+    values: Values
+    """What parts and overrides say, without the schema's defaults."""
 
     @functools.cached_property
     def origins(self) -> dict[str, str]:
-        """Dotted leaf key -> `default`, the file that set it, or `override`."""
-        return {key: _nearest(self.set_by, key) for key, _ in _leaves(self.spec)}
+        """Dotted leaf key -> `default`, who set it (a file, `override`), or everyone who set an entry of it."""
+        return {dotted(key): self.origin(key) for key, _ in _leaves(self.spec)}
+
+    def origin(self, key: Key) -> str:
+        below = [value.origin for path, value in self.values.items() if path[: len(key)] == key]
+        above = (self.values[key[:count]].origin for count in range(len(key), 0, -1) if key[:count] in self.values)
+        return ", ".join(dict.fromkeys(below)) or next(above, DEFAULT)
 
 
 class Grid:
-    def __init__(self, root: Path, file: GridFile, data_root: str | None) -> None:
+    def __init__(self, root: Path, content: Mapping[str, Any], data_root: str | None) -> None:
+        """``content``: of config/config.yaml."""
         self.root = root
-        self.file = file
-        self.data_root = file.data_root if data_root is None else data_root
-        self._data_root_origin = self._path("config.yaml") if self.data_root == file.data_root else OVERRIDE
-        self._files: dict[str, dict[str, Any]] = {}
-        self._layers: dict[tuple[str, str], Layer] = {}
-        self._resolved: dict[tuple[str, tuple[str, ...]], Resolved] = {}
-        self._datasets: dict[str, DatasetSpec] = {}
-        self._listed = {folder: _stems(root / "config" / folder) for folder in ("experiments", *_folders(file))}
-        refuse(self._path("config.yaml"), self._missing_parts())
+        self.content = content
+        config = self._path("config.yaml")
+        missing = [
+            Mistake((config,), key, f"required: the names of files in config/{key}, as a list")
+            for key in ("models", "backbones", "datasets")
+            if key not in content
+        ]
+        refuse(config, missing)
+        self.file = _validate(GridFile, config, dict(flat(content, config)))
+        self.data_root = self.file.data_root if data_root is None else data_root
+        self._read = functools.cache(lambda origin: read_mapping(Path(origin)))
+        self._layer = functools.cache(self._make_layer)
+        self._resolve = functools.cache(self._compose)
+        self.dataset = functools.cache(self._dataset)
+        self._listed = {folder: _stems(root / "config" / folder) for folder in ("experiments", *_folders(self.file))}
+        refuse(config, self._missing_parts())
         self.parts = self._name_all()
-        refuse(self._path("config.yaml"), self._unknown_names())
+        refuse(config, self._unknown_names())
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -163,97 +176,76 @@ class Grid:
         experiments = self.tables[table].experiments
         return self.possible if experiments == "all" else tuple(experiments)
 
-    def dataset(self, name: str) -> DatasetSpec:
-        """Schema defaults and the dataset's own file, nothing else: what the data stages work on."""
-        if name not in self._datasets:
-            self._datasets[name] = self._dataset(name)
-        return self._datasets[name]
-
     def _dataset(self, name: str) -> DatasetSpec:
+        """Schema defaults and the dataset's own file, nothing else: what the data stages work on."""
         if name not in self.file.datasets:
             raise UserError(f"no dataset {name!r} in {self._path('config.yaml')}; {_offer(name, self.file.datasets)}")
-        layer = self._dataset_layer(name, next(iter(SPECS)))
+        layer = self._layer("datasets", name, next(iter(SPECS)))
         # What it says to models is judged where it meets one.
         refuse(f"dataset {name}", [mistake for mistake in layer.mistakes if not mistake.key.startswith("model")])
-        prefix = "dataset."
-        set_by = {key.removeprefix(prefix): who for key, who in layer.set_by.items() if key.startswith(prefix)}
-        return _validate(DatasetSpec, f"dataset {name}", layer.values["dataset"], set_by)
+        values = {key[1:]: value for key, value in layer.values.items() if key[0] == "dataset" and len(key) > 1}
+        return _validate(DatasetSpec, f"dataset {name}", values)
 
     def resolve(self, name: str, overrides: Sequence[str] = ()) -> Resolved:
         """The validated spec. Raises UserError with every mistake at once."""
-        wanted = (name, tuple(overrides))
-        if wanted not in self._resolved:
-            self._resolved[wanted] = self._resolve(*wanted)
-        return self._resolved[wanted]
+        return self._resolve(name, tuple(overrides))
 
-    def _resolve(self, name: str, overrides: tuple[str, ...]) -> Resolved:
+    def _compose(self, name: str, overrides: tuple[str, ...]) -> Resolved:
         if name not in self.parts:
             raise UserError(f"no experiment {name!r} in {self._path('config.yaml')}; {_offer(name, self.names)}")
         parts = self.parts[name]
-        config = self._path("config.yaml")
         family = self._family(parts["model"])
-        layers = [
-            Layer({"seed": parts["seed"]}, {"seed": config}),
-            self._layer("models", parts["model"], family),
-            self._layer("backbones", parts["backbone"], family),
-            *self._companion("backbones", parts["backbone"], family),
-            self._dataset_layer(parts["dataset"], family),
-            *self._companion("datasets", parts["dataset"], family),
-        ]
-        for variant in parts["variants"]:
-            layers += [self._layer("variants", variant, family), *self._companion("variants", variant, family)]
-        if name in self._listed["experiments"]:
-            layers.append(self._layer("experiments", name, family))
-        layers += [override_layer(text, SPECS[family]) for text in overrides]
-        layers.append(Layer({"data_root": self.data_root}, {"data_root": self._data_root_origin}))
-        values: dict[str, Any] = {}
-        set_by: dict[str, str] = {}
-        for layer in layers:
-            values = _merge(values, layer.values)
-            set_by |= layer.set_by
-        early = [mistake for layer in layers for mistake in layer.mistakes]
-        if "mode" not in values.get("model", {}):
-            mode = _taught_mode(family, values.get("dataset", {}).get("type", DatasetSpec().type))
-            values = _merge(values, {"model": {"mode": mode}} if mode else {})
-            set_by |= {"model.mode": "chosen by dataset.type"} if mode else {}
-        return Resolved(name, _validate(SPECS[family], name, values, set_by, early), parts, set_by)
+        config = self._path("config.yaml")
+        root_origin = config if self.data_root == self.file.data_root else OVERRIDE
+        own: Values = {("seed",): Value(parts["seed"], config), ("data_root",): Value(self.data_root, root_origin)}
+        values, mistakes = compose(
+            [
+                Layer(own),
+                self._layer("models", parts["model"], family),
+                *self._with_companion("backbones", parts["backbone"], family),
+                *self._with_companion("datasets", parts["dataset"], family),
+                *(layer for name in parts["variants"] for layer in self._with_companion("variants", name, family)),
+                *(self._layer("experiments", stem, family) for stem in self._own_files(parts)),
+                *(override_layer(text, SPECS[family]) for text in overrides),
+            ]
+        )
+        if ("model", "mode") not in values:
+            type_ = values.get(("dataset", "type"), Value(DatasetSpec().type, DEFAULT)).value
+            if mode := _taught_mode(family, type_):
+                values["model", "mode"] = Value(mode, "chosen by dataset.type")
+        return Resolved(name, _validate(SPECS[family], name, values, mistakes), parts, values)
 
-    def _layer(self, folder: str, name: str, family: str, owner: str | None = None) -> Layer:
-        """``owner``: as what the file counts when it sets keys that belong to one folder; left out, its own."""
-        origin = self._path(folder, f"{name}.yaml")
-        if (origin, family) not in self._layers:
-            self._layers[origin, family] = read_layer(self._read(origin), origin, owner or folder, SPECS[family])
-        return self._layers[origin, family]
+    def _with_companion(self, folder: str, name: str, family: str) -> list[Layer]:
+        """The part, and what it says to this family alone."""
+        stems = [name, f"{name}.{family}"]
+        return [self._layer(folder, stem, family) for stem in stems if stem == name or stem in self._listed[folder]]
 
-    def _read(self, origin: str) -> dict[str, Any]:
-        if origin not in self._files:
-            self._files[origin] = read_mapping(Path(origin))
-        return self._files[origin]
+    def _make_layer(self, folder: str, stem: str, family: str) -> Layer:
+        origin = self._path(folder, f"{stem}.yaml")
+        content = dict(flat(self._read(origin), origin))
+        owner = COMPANION if "." in stem else folder
+        if owner == "datasets":
+            found = content.setdefault(("dataset", "name"), Value(stem, origin))
+            if found.value != stem:
+                text = (
+                    f"expected the file's own name, {stem!r}, found {found.value!r}; remove the key or rename the file"
+                )
+                return Layer(mistakes=(Mistake((found.place,), "dataset.name", text),))
+        return make_layer(content.items(), owner, SPECS[family])
 
-    def _companion(self, folder: str, name: str, family: str) -> list[Layer]:
-        """What the part says to this family alone."""
-        stem = f"{name}.{family}"
-        return [self._layer(folder, stem, family, COMPANION)] if stem in self._listed[folder] else []
+    def _own_files(self, parts: Parts) -> list[str]:
+        """Of an experiment, in config/experiments: for all its seeds, and for this one."""
+        stem = full_name(parts)
+        return [name for name in (stem, f"{stem}-seed{parts['seed']}") if name in self._listed["experiments"]]
 
     def _family(self, model: str) -> str:
         origin = self._path("models", f"{model}.yaml")
         section = self._read(origin).get("model")
         family = section.get("name", model) if isinstance(section, dict) else model
         if family not in SPECS:
-            found = repr(family)
-            text = f"expected the model family, one of {', '.join(SPECS)}, found {found}"
+            text = f"expected the model family, one of {', '.join(SPECS)}, found {family!r}"
             refuse(f"model {model}", [Mistake((origin,), "model.name", text)])
         return str(family)
-
-    def _dataset_layer(self, name: str, family: str) -> Layer:
-        layer, origin = self._layer("datasets", name, family), self._path("datasets", f"{name}.yaml")
-        found = layer.values.get("dataset", {}).get("name", name)
-        mistakes = layer.mistakes
-        if found != name:
-            text = f"expected the file's own name, {name!r}, found {found!r}; remove the key or rename the file"
-            mistakes += (Mistake((origin,), "dataset.name", text),)
-        values = _merge(layer.values, {"dataset": {"name": name}})
-        return Layer(values, {"dataset.name": origin, **layer.set_by}, mistakes)
 
     def _path(self, *pieces: str) -> str:
         return str(self.root.joinpath("config", *pieces))
@@ -326,9 +318,11 @@ class Grid:
             if not re.fullmatch(r"\w[\w-]*", table, re.ASCII):
                 text = f"{table!r} is no name of a table: expected letters, digits, underscores and hyphens only"
                 found.append(Mistake((config,), "tables", text))
-        for name in sorted(self._listed["experiments"] - self.parts.keys()):
-            origin = self._path("experiments", f"{name}.yaml")
-            found.append(Mistake((origin,), "", f"the grid has no experiment {name!r}; {_offer(name, self.names)}"))
+        files = {stem: None for parts in self.parts.values() for stem in (full_name(parts), full_name(parts, True))}
+        for name in sorted(self._listed["experiments"] - files.keys()):
+            near = [full_name(self.parts[name])] if name in self.parts else list(files)
+            text = f"the grid has no experiment of this name, in which the dataset always stands; {_offer(name, near)}"
+            found.append(Mistake((self._path("experiments", f"{name}.yaml"),), "", text))
         return found
 
 
@@ -337,21 +331,12 @@ def load_grid(root: Path = Path(), data_root: str | None = None) -> Grid:
 
     ``data_root`` overrules the file's.
     """
-    path = root / "config" / "config.yaml"
-    values = read_mapping(path)
-    set_by = {key: str(path) for key in values}
-    missing = [
-        Mistake((str(path),), key, f"required: the names of files in config/{key}, as a list")
-        for key in ("models", "backbones", "datasets")
-        if key not in values
-    ]
-    refuse(str(path), missing)
-    return Grid(root, _validate(GridFile, str(path), values, set_by), data_root)
+    return Grid(root, read_mapping(root / "config" / "config.yaml", twice_read=True), data_root)
 
 
 def render_spec(resolved: Resolved) -> str:
     """YAML that reads back as the same spec, with the origin of every value as a comment."""
-    return render_yaml([(key, value, resolved.origins[key]) for key, value in _leaves(resolved.spec)])
+    return render_yaml([(dotted(key), value, resolved.origin(key)) for key, value in _leaves(resolved.spec)])
 
 
 def explain(
@@ -371,29 +356,15 @@ def _cause(key: str, resolved: Resolved) -> str:
         return "  # the stage's code changed"
     if key.startswith("data."):
         return "  # annotation files, label map or generated scenes changed"
-    return f"  # {_nearest(resolved.set_by, key)}"
+    return f"  # {resolved.origin(tuple(key.split('.')))}"
 
 
-def _merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in update.items():
-        old = merged.get(key)
-        merged[key] = _merge(old if isinstance(old, dict) else {}, value) if isinstance(value, dict) else value
-    return merged
-
-
-def _validate(
-    section: type[SectionType],
-    subject: str,
-    values: dict[str, Any],
-    set_by: Mapping[str, str],
-    early: Sequence[Mistake] = (),
-) -> SectionType:
-    found = list(early)
+def _validate(section: type[SectionType], subject: str, values: Values, early: Iterable[Mistake] = ()) -> SectionType:
+    found, content = list(early), nested(values)
     try:
-        result = section.model_validate_json(json.dumps(values))
+        result = section.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        found += from_validation(error, section, values, set_by)
+        found += from_validation(error, section, content, values)
     refuse(subject, found)
     return result
 
@@ -426,24 +397,21 @@ def _offer(name: str, names: Sequence[str]) -> str:
     return f"there are {listed}{' and more' if len(names) > 10 else ''}" if names else "there are none"
 
 
-def _leaves(section: Section, prefix: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
+def full_name(parts: Parts, seed: bool = False) -> str:
+    """Of the experiment's own file in config/experiments: whatever the defaults are, the same."""
+    pieces = [f"{parts['model']}_{parts['backbone']}", parts["dataset"], *parts["variants"]]
+    return "-".join([*pieces, f"seed{parts['seed']}"] if seed else pieces)
+
+
+def _leaves(section: Section, prefix: Key = ()) -> list[tuple[Key, Any]]:
+    found: list[tuple[Key, Any]] = []
     for name in type(section).model_fields:
         value = getattr(section, name)
         if isinstance(value, Section):
-            found += _leaves(value, f"{prefix}{name}.")
+            found += _leaves(value, (*prefix, name))
         elif isinstance(value, dict) and any(isinstance(one, Section) for one in value.values()):
             for key, one in value.items():
-                found += _leaves(one, f"{prefix}{name}.{key}.")
+                found += _leaves(one, (*prefix, name, key))
         else:
-            found.append((prefix + name, value))
+            found.append(((*prefix, name), value))
     return found
-
-
-def _nearest(set_by: Mapping[str, str], key: str) -> str:
-    """Who set the key, or the section that holds it as a whole."""
-    while key:
-        if key in set_by:
-            return set_by[key]
-        key = key.rpartition(".")[0]
-    return DEFAULT

@@ -65,6 +65,56 @@ def named_sections_of(annotation: Any) -> type[Section] | None:
     return section_of(typing.get_args(annotation)[1]) if typing.get_origin(annotation) is dict else None
 
 
+@dataclass(frozen=True)
+class Place:
+    """What a key is in the schema; neither a field nor a section where it is unknown."""
+
+    key: tuple[str, ...]
+    """As far as it was followed: to the unknown name, or to a field that has names of the user's own below it."""
+    field: FieldInfo | None = None
+    """None for the root, and for a section that the user names."""
+    section: type[Section] | None = None
+    """Of the section itself, or of those that the user names below the field."""
+    is_named: bool = False
+    """The field holds sections that the user names."""
+
+    @property
+    def is_known(self) -> bool:
+        return self.field is not None or self.section is not None
+
+    @property
+    def is_entry(self) -> bool:
+        """A section that the user named."""
+        return self.section is not None and self.field is None and self.key != ()
+
+    @property
+    def is_optional(self) -> bool:
+        """A section that may be null."""
+        return self.field is not None and not self.is_named and self.field.annotation is not self.section
+
+    @property
+    def has_free_names(self) -> bool:
+        """What stands below it the user names."""
+        return self.field is not None and typing.get_origin(self.field.annotation) is dict
+
+
+def locate(root: type[Section], key: Sequence[str]) -> Place:
+    place = Place((), None, root)
+    for count, name in enumerate(key, 1):
+        section = place.section
+        if section is None:
+            break
+        if place.is_named:
+            place = Place(tuple(key[:count]), None, section)
+        elif name not in section.model_fields:
+            return Place(tuple(key[:count]))
+        else:
+            field = section.model_fields[name]
+            named = named_sections_of(field.annotation)
+            place = Place(tuple(key[:count]), field, named or section_of(field.annotation), named is not None)
+    return place
+
+
 def expected(field: FieldInfo) -> str:
     """Type and range in one phrase: ``a number, at least 0, below 1``."""
     limits = range_words(field.metadata)

@@ -7,12 +7,12 @@ import operator
 from collections.abc import Collection
 from typing import Any
 
-import yaml
 from pydantic import create_model
 
 from tessera.spec.describe import ANY_NAME, named_sections_of, range_words, section_of, type_words
 from tessera.spec.lineage import RUNTIMES, STAGES, ancestry
 from tessera.spec.networks import FAMILIES, ModelSpec
+from tessera.spec.parts import inline_yaml
 from tessera.spec.schema import Spec
 from tessera.spec.section import Section, inert_keys, is_inert
 
@@ -120,7 +120,7 @@ def _table(rows: list[tuple[type[Section], str, str, frozenset[str]]]) -> list[s
         cells = [
             f"`{prefix}{name}`",
             type_words(field.annotation),
-            "required" if field.is_required() else f"`{_yaml(field.get_default(call_default_factory=True))}`",
+            "required" if field.is_required() else f"`{inline_yaml(field.get_default(call_default_factory=True))}`",
             range_words(field.metadata),
             meaning,
         ]
@@ -138,12 +138,6 @@ def _readers(key: str) -> list[str]:
 
 def _own_docstring(section: type[Section]) -> str:
     return " ".join((section.__doc__ or "").split())
-
-
-def _yaml(value: Any) -> str:
-    plain = list(value) if isinstance(value, tuple) else value
-    text: str = yaml.safe_dump(plain, default_flow_style=True, width=10**6)
-    return text.removesuffix("...\n").strip()
 
 
 def _clean(node: Any) -> None:

@@ -1,35 +1,58 @@
-"""Mistakes in part files, and the lines that tell about them: file, key, what was found, what was expected, the nearest legal key."""
+"""What stands at a key and who set it, and the lines that tell about a mistake there: file, line, key, what was found, what was expected."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from tessera.files import UserError
-from tessera.spec.describe import expected, named_sections_of, nearest_keys, section_of
-from tessera.spec.parts import line_of, shown
+from tessera.spec.describe import ANY_NAME, Place, expected, locate, nearest_keys
+from tessera.spec.parts import shown
 from tessera.spec.section import Section
 
 OVERRIDE = "override"
+COMPANION = "companion"
+LARGEST = 1_000_000
+"""Of numbers whose key has no upper limit of its own: beyond it they overflow somewhere."""
+
+Key = tuple[str, ...]
+
+
+class Value(NamedTuple):
+    value: Any
+    """A scalar, a list, or an empty section."""
+    origin: str
+    """The file, `override`, or who else set it."""
+    line: int | None = None
+
+    @property
+    def place(self) -> str:
+        return self.origin if self.line is None else f"{self.origin}, line {self.line}"
+
+
+Values = dict[Key, Value]
 
 
 @dataclass(frozen=True)
 class Mistake:
-    origins: tuple[str, ...]
-    """The files that set the value, or `override`."""
+    places: tuple[str, ...]
+    """Where the value was set: files with lines, or `override`."""
     key: str
     """Dotted, empty for the file as a whole."""
     text: str
 
     def line(self) -> str:
-        places = ", ".join(_place(origin, self.key) for origin in self.origins)
-        return ": ".join(piece for piece in (places, self.key, self.text) if piece)
+        return ": ".join(piece for piece in (", ".join(self.places), self.key, self.text) if piece)
+
+
+def dotted(key: Key) -> str:
+    return ".".join(key)
 
 
 def refuse(subject: str, mistakes: Sequence[Mistake]) -> None:
@@ -42,106 +65,97 @@ def refuse(subject: str, mistakes: Sequence[Mistake]) -> None:
     raise UserError(f"{subject}: {len(lines)} mistakes\n  " + "\n  ".join(lines))
 
 
-def unknown_key(root: type[Section], section: type[Section], origin: str, prefix: str, name: str) -> Mistake:
-    near = nearest_keys(root, prefix, name)
-    advice = f"did you mean {' or '.join(near)}?" if near else f"legal here: {', '.join(section.model_fields)}"
-    return Mistake((origin,), prefix + name, f"unknown key; {advice}")
+def unknown_key(root: type[Section], key: Key, value: Value | None = None) -> Mistake:
+    """``key`` ends with the first name that is unknown."""
+    *above, name = key
+    section = locate(root, above).section
+    prefix = "".join(f"{piece}." for piece in above)
+    places = (locate(root, above[:count]) for count in range(1, len(above) + 1))
+    general = "".join(f"{ANY_NAME if place.is_entry else place.key[-1]}." for place in places)
+    near = [found.replace(general, prefix) for found in nearest_keys(root, general, name)]
+    legal = "" if section is None else f"legal here: {', '.join(section.model_fields)}"
+    advice = f"did you mean {' or '.join(near)}?" if near else legal
+    return Mistake(() if value is None else (value.place,), dotted(key), f"unknown key; {advice}")
 
 
-def not_a_section(section: type[Section], origin: str, key: str, value: Any) -> Mistake:
+def not_a_section(place: Place, key: Key, value: Value) -> Mistake:
+    return Mistake((value.place,), dotted(key), _expected_section(place, value.value))
+
+
+def too_large(field: FieldInfo, key: Key, value: Value) -> Mistake | None:
+    numbers = [one for one in _items(value.value) if isinstance(one, int | float) and LARGEST < abs(one) < math.inf]
+    if not numbers or "at most" in expected(field) or "below" in expected(field):
+        return None
     return Mistake(
-        (origin,), key, f"expected a section with the keys {', '.join(section.model_fields)}, found {shown(value)}"
+        (value.place,), dotted(key), f"expected {expected(field)}, at most {LARGEST}, found {shown(numbers[0])}"
     )
 
 
-def from_validation(
-    error: ValidationError, root: type[Section], values: dict[str, Any], set_by: Mapping[str, str]
-) -> list[Mistake]:
-    """One mistake per key that pydantic refused in ``values``; ``set_by`` tells who set each dotted key."""
-    found: dict[tuple[str, str], Mistake] = {}
+def from_validation(error: ValidationError, root: type[Section], content: Any, values: Values) -> list[Mistake]:
+    """One mistake per key that pydantic refused in ``content``, which is made of ``values``."""
+    found: dict[tuple[Key, str], Mistake] = {}
+
+    def add(key: Key, text: str) -> None:
+        found.setdefault((key, text), Mistake(_places(key, values), dotted(key), text))
+
     for detail in error.errors(include_url=False):
+        location = [str(piece) for piece in detail["loc"]]
         if detail["type"] == "disagreement":
-            prefix = "".join(f"{piece}." for piece in detail["loc"])
             for key, text in detail["ctx"]["mistakes"]:
-                found.setdefault((prefix + key, text), Mistake(_origins(prefix + key, set_by), prefix + key, text))
+                add((*location, *key.split(".")), text)
             continue
-        key, place = _place_at(root, detail["loc"])
-        value = _value_at(values, key)
+        place = locate(root, location)
+        value = _value_at(content, place.key)
         if detail["type"] == "extra_forbidden":
-            prefix, dot, name = key.rpartition(".")
-            text = unknown_key(root, root, "", prefix + dot, name).text
-        elif isinstance(place, FieldInfo):
-            text = f"expected {expected(place)}, found {shown(value)}{_advice(place, value)}"
-        elif detail["type"] == "model_type":
-            text = not_a_section(place, "", key, value).text
-        else:
-            text = detail["msg"].removeprefix("Value error, ")
-        found.setdefault((key, text), Mistake(_origins(key, set_by), key, text))
+            add(place.key, unknown_key(root, place.key).text)
+        elif detail["type"] == "value_error":
+            add(place.key, detail["msg"].removeprefix("Value error, "))
+        elif place.section is not None:
+            add(place.key, _expected_section(place, value))
+        elif place.field is not None:
+            key = place.key
+            if place.has_free_names and len(location) > len(key):
+                key = (*key, location[len(key)])
+                value = _value_at(content, key)
+            add(key, f"expected {expected(place.field)}, found {shown(value)}{_advice(place.field, value)}")
     return list(found.values())
 
 
-def _place_at(root: type[Section], location: tuple[int | str, ...]) -> tuple[str, FieldInfo | type[Section]]:
-    """Dotted key of an error's location, which goes on into list items and union members, and the field or section that it names."""
-    section: type[Section] | None = root
-    place: FieldInfo | type[Section] = root
-    key: list[str] = []
-    for piece in location:
-        if not isinstance(piece, str):
-            break
-        if section is None:
-            section = named_sections_of(place.annotation) if isinstance(place, FieldInfo) else None
-            if section is None:
-                break
-            place = section
-        else:
-            if piece in section.model_fields:
-                field = section.model_fields[piece]
-                below = section_of(field.annotation)
-                place, section = below or field, below
-            else:
-                key.append(piece)
-                break
-        key.append(piece)
-    return ".".join(key), place
+def _expected_section(place: Place, value: Any) -> str:
+    if place.section is None or (place.is_named and place.field is not None):
+        return f"expected {expected(place.field)}, found {shown(value)}" if place.field else ""
+    return f"expected a section with the keys {', '.join(place.section.model_fields)}, found {shown(value)}"
 
 
-def _value_at(values: Any, key: str) -> Any:
-    for name in key.split("."):
+def _value_at(values: Any, key: Key) -> Any:
+    for name in key:
         values = values.get(name) if isinstance(values, dict) else None
     return values
 
 
-def _origins(key: str, set_by: Mapping[str, str]) -> tuple[str, ...]:
-    """Who set the key; for a section, or a key left to its default, everyone who set something in that section."""
-    if key in set_by:
-        return (set_by[key],)
-    prefix = f"{key}." if any(name.startswith(f"{key}.") for name in set_by) else f"{key.rpartition('.')[0]}."
-    return tuple(dict.fromkeys(origin for name, origin in set_by.items() if name.startswith(prefix)))
+def _items(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _places(key: Key, values: Mapping[Key, Value]) -> tuple[str, ...]:
+    """Where the key was set; for a section, or a key left to its default, everyone who set something in that section."""
+    for prefix in (f"{dotted(key)}.", f"{dotted(key[:-1])}."):
+        if below := [value for path, value in values.items() if f"{dotted(path)}.".startswith(prefix)]:
+            return tuple({value.origin: value.place for value in reversed(below)}.values())[::-1]
+    return ()
 
 
 def _advice(field: FieldInfo, value: Any) -> str:
     words = expected(field)
-    values = value if isinstance(value, list) else [value]
-    for item in values:
-        if isinstance(item, str) and "number" in words:
-            match = re.fullmatch(r"([-+]?\d+)[eE]([-+]?\d+)", item)
-            if match:
-                return f"; YAML reads a number with an exponent only with a dot: write {match[1]}.0e{match[2]}"
-            if re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", item):
-                return "; remove the quotes"
-    if isinstance(value, bool) and "text" in words:
-        return "; YAML reads yes, no, on and off as true and false: quote it"
-    if isinstance(value, int | float) and "text" in words:
+    for item in _items(value):
+        if isinstance(item, str) and "number" in words and re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", item):
+            return "; remove the quotes"
+        if isinstance(item, str) and "true or false" in words and item.lower() in ("yes", "no", "on", "off"):
+            return f"; write {str(item.lower() in ('yes', 'on')).lower()}"
+    if isinstance(value, bool | int | float) and "text" in words:
         return "; quote it"
     if isinstance(value, float) and value.is_integer() and "whole number" in words:
         return f"; write {int(value)}"
     if isinstance(value, int | float | str) and words.startswith("a list"):
         return f"; write [{value}]"
     return ""
-
-
-def _place(origin: str, key: str) -> str:
-    if origin == OVERRIDE or not key:
-        return origin
-    line = line_of(Path(origin), key)
-    return origin if line is None else f"{origin}, line {line}"

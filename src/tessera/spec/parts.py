@@ -1,65 +1,82 @@
-"""Reads the YAML files below config/ strictly: what YAML would let pass in silence is refused with its position."""
+"""Reads YAML 1.2 strictly: what YAML would let pass in silence is refused with its position. Writes it so that YAML 1.1 reads the same."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import (
+    AliasEvent,
+    DocumentStartEvent,
+    MappingEndEvent,
+    ScalarEvent,
+    SequenceEndEvent,
+    SequenceStartEvent,
+    StreamEndEvent,
+)
+from ruamel.yaml.scanner import Scanner
 
 from tessera.files import UserError
 
-PLAIN_TAGS = ("null", "bool", "int", "float", "str", "seq", "map")
+MAX_BYTES = 1_000_000
+"""Of a file: some 25,000 names of experiments, which take 3 seconds."""
+MAX_DEPTH = 50
+"""Sections and lists inside one another."""
+MAX_REPEATED = 10_000
+"""Values that aliases repeat, all together."""
+
+NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+CORE: tuple[tuple[re.Pattern[str], Any], ...] = (
+    (re.compile(r"~|null|Null|NULL|"), lambda text: None),
+    (re.compile(r"true|True|TRUE|false|False|FALSE"), lambda text: text[0] in "tT"),
+    (re.compile(r"[-+]?[0-9]+"), int),
+    (re.compile(r"0o[0-7]+"), lambda text: int(text[2:], 8)),
+    (re.compile(r"0x[0-9a-fA-F]+"), lambda text: int(text, 16)),
+    (NUMBER, float),
+    (re.compile(r"[-+]?\.(inf|Inf|INF)"), lambda text: float(text.replace(".", ""))),
+    (re.compile(r"\.(nan|NaN|NAN)"), lambda text: float("nan")),
+)
+"""What a plain scalar is in YAML 1.2 (its core schema, section 10.3.2); anything else is text."""
 
 
-class StrictLoader(yaml.CSafeLoader):
-    """YAML 1.1 restricted to what JSON can hold; keys are text and unique. Dates stay text."""
+class LinedKey(str):
+    """A key as the file spells it, which knows its line, from 1."""
 
-    yaml_constructors = {
-        tag: constructor
-        for tag, constructor in yaml.CSafeLoader.yaml_constructors.items()
-        if tag is None or tag.rpartition(":")[2] in PLAIN_TAGS
-    }
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-        for first, resolvers in yaml.CSafeLoader.yaml_implicit_resolvers.items()
-    }
+    __slots__ = ("line",)
+    line: int
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[str, Any] = {}
-        for key, _ in node.value:
-            if key.tag.endswith(":merge"):
-                continue
-            if not key.tag.endswith(":str"):
-                text = getattr(key, "value", "")
-                raise yaml.constructor.ConstructorError(
-                    problem=f"expected a key of text, found {text!r}, which YAML reads as {key.tag.rpartition(':')[2]}; quote it",
-                    problem_mark=key.start_mark,
-                )
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    problem=f"the key {key.value!r} stands twice, first in line {seen[key.value].line + 1}; keep one",
-                    problem_mark=key.start_mark,
-                )
-            seen[key.value] = key.start_mark
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
-        return mapping
+    def __new__(cls, text: str, line: int) -> LinedKey:
+        key = super().__new__(cls, text)
+        key.line = line
+        return key
 
 
-def read_mapping(path: Path) -> dict[str, Any]:
-    """The file's content, empty for an empty file. Raises UserError with line and column for anything but a plain YAML mapping."""
+def read_mapping(path: Path, twice_read: bool = False) -> dict[str, Any]:
+    """The file's content, its keys being ``LinedKey``; empty for an empty file. Raises UserError with line and column for anything but a plain
+    YAML mapping.
+
+    ``twice_read``: by a tool of YAML 1.1 as well, so that scalars which mean something else there are refused.
+    """
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: is {'a folder' if path.is_dir() else 'no regular file'}, expected a YAML file")
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: has {path.stat().st_size} bytes, expected a YAML file of at most {MAX_BYTES}")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, expected a YAML file") from None
+    except PermissionError:
+        raise UserError(f"{path}: may not be read by this user") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text (byte {error.start}); expected a YAML file") from None
-    value = parse_yaml(text, str(path))
+    value = parse_yaml(text, str(path), twice_read)
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -67,40 +84,174 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return value
 
 
-def parse_yaml(text: str, origin: str) -> Any:
+def place_of(path: Path, key: str) -> str:
+    """Where in a file a key stands, if it is known."""
+    line = getattr(key, "line", None)
+    return str(path) if line is None else f"{path}, line {line}"
+
+
+def parse_yaml(text: str, origin: str, twice_read: bool = False) -> Any:
+    """One document's dictionaries, lists, text, numbers, booleans and null."""
     try:
-        value = yaml.load(text, Loader=StrictLoader)
-        json.dumps(value)
-    except yaml.MarkedYAMLError as error:
+        return _Reader(text, twice_read).read()
+    except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = "" if mark is None else f", line {mark.line + 1}, column {mark.column + 1}"
-        hint = "; indent with spaces, not tabs" if _tab_at(text, mark) else ""
-        raise UserError(f"{origin}{place}: not valid YAML: {error.problem or error.context}{hint}") from None
-    except yaml.YAMLError as error:
+        lines = text.splitlines()
+        tab = mark is not None and mark.line < len(lines) and "\t" in lines[mark.line]
+        hint = "; indent with spaces, not tabs" if tab else ""
+        wrong = "" if isinstance(error, _RefusedError) else "not valid YAML: "
+        raise UserError(f"{origin}{place}: {wrong}{error.problem or error.context}{hint}") from None
+    except YAMLError as error:
         raise UserError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
-    except (ValueError, RecursionError) as error:
-        reason = "it refers to itself or is nested too deeply" if not _is_number_error(error) else str(error)
-        raise UserError(f"{origin}: not usable YAML: {reason}") from None
-    return value
 
 
-def line_of(path: Path, key: str) -> int | None:
-    """Line, from 1, where the dotted ``key`` stands in the file, or the nearest section above it; None where neither does."""
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=StrictLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
-        return None
-    line = None
-    for name in key.split("."):
-        if not isinstance(node, yaml.MappingNode):
-            break
-        for found, value in node.value:
-            if found.value == name:
-                line, node = found.start_mark.line + 1, value
-                break
+class _RefusedError(MarkedYAMLError):
+    """Of what is valid and not wanted."""
+
+
+class _ShallowScanner(Scanner):
+    """Looks ahead over a thousand brackets; with one more than allowed it need not."""
+
+    def fetch_flow_collection_start(self, *arguments: Any, **options: Any) -> None:
+        super().fetch_flow_collection_start(*arguments, **options)
+        if self.flow_level > MAX_DEPTH:
+            raise _RefusedError(problem=_TOO_DEEP, problem_mark=self.reader.get_mark())
+
+
+_TOO_DEEP = f"more than {MAX_DEPTH} sections or lists inside one another"
+
+
+class _Reader:
+    def __init__(self, text: str, twice_read: bool) -> None:
+        parser = YAML(typ="safe", pure=True)
+        parser.Scanner = _ShallowScanner
+        self.events: Iterator[Any] = iter(parser.parse(text))
+        self.twice_read = twice_read
+        self.anchors: dict[str, tuple[Any, int]] = {}
+        self.size = 0
+        self.repeated = 0
+
+    def read(self) -> Any:
+        next(self.events)
+        first = next(self.events)
+        if isinstance(first, StreamEndEvent):
+            return None
+        if first.version not in (None, (1, 2)):
+            self._refuse(first, "the document says that it is of another version than YAML 1.2; remove %YAML")
+        value = self._value(next(self.events), 1)
+        next(self.events)
+        if isinstance(more := next(self.events), DocumentStartEvent):
+            self._refuse(more, "expected a single document, but found another document")
+        return value
+
+    def _refuse(self, event: Any, problem: str) -> NoReturn:
+        raise _RefusedError(problem=problem, problem_mark=event.start_mark)
+
+    def _value(self, event: Any, depth: int) -> Any:
+        if isinstance(event, AliasEvent):
+            return self._alias(event)
+        if depth > MAX_DEPTH:
+            self._refuse(event, _TOO_DEEP)
+        if (tag := event.tag) and tag != "!" and tag.rpartition(":")[2] not in ("str", "seq", "map"):
+            self._refuse(event, f"found the tag {tag}; expected plain values without tags")
+        before = self.size
+        self.size += 1
+        value: Any
+        if isinstance(event, ScalarEvent):
+            value = self._scalar(event)
+        elif isinstance(event, SequenceStartEvent):
+            value = []
+            while not isinstance(item := next(self.events), SequenceEndEvent):
+                value.append(self._value(item, depth + 1))
         else:
-            break
-    return line
+            value = self._mapping(depth)
+        if event.anchor is not None:
+            self.anchors[event.anchor] = value, self.size - before
+        return value
+
+    def _alias(self, event: Any) -> Any:
+        if event.anchor not in self.anchors:
+            self._refuse(event, f"found the alias *{event.anchor}, but no value before it is &{event.anchor}")
+        value, size = self.anchors[event.anchor]
+        self.size += size
+        self.repeated += size
+        if self.repeated > MAX_REPEATED:
+            self._refuse(event, f"aliases repeat more than {MAX_REPEATED} values")
+        return value
+
+    def _scalar(self, event: Any) -> Any:
+        text: str = event.value
+        if not event.implicit[0] or event.tag is not None:
+            return text
+        try:
+            value = next((read(text) for pattern, read in CORE if pattern.fullmatch(text)), text)
+        except ValueError:
+            self._refuse(event, f"found a number of {len(text)} digits")
+        if self.twice_read and not isinstance(value, float):
+            other = _in_yaml_1_1(text)
+            if repr(other) != repr(value):
+                advice = "quote it" if isinstance(value, str) else f"write {json.dumps(value)}, or quote it"
+                self._refuse(
+                    event,
+                    f"{text} is {shown(value)} in YAML 1.2 and {shown(other)} in YAML 1.1, and readers of both read this file; {advice}",
+                )
+        return value
+
+    def _mapping(self, depth: int) -> dict[str, Any]:
+        own: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        while not isinstance(event := next(self.events), MappingEndEvent):
+            plain = isinstance(event, ScalarEvent) and event.implicit[0]
+            if plain and event.value == "<<":
+                for one in self._merged(next(self.events), depth):
+                    merged = one | merged
+                continue
+            name = self._value(event, depth + 1)
+            if not isinstance(name, str):
+                self._refuse(
+                    event,
+                    f"expected a key of text, found {cut(getattr(event, 'value', ''))!r}, which YAML reads as {shown(name)}; quote it",
+                )
+            line = event.start_mark.line + 1
+            if name in lines:
+                self._refuse(event, f"the key {cut(name)!r} stands twice, first in line {lines[name]}; keep one")
+            lines[name] = line
+            own[LinedKey(name, line)] = self._value(next(self.events), depth + 1)
+        return merged | own if merged else own
+
+    def _merged(self, event: Any, depth: int) -> list[dict[str, Any]]:
+        value = self._value(event, depth + 1)
+        found = value if isinstance(value, list) else [value]
+        if not all(isinstance(one, dict) for one in found):
+            self._refuse(event, f"expected sections to merge (<<), found {shown(value)}")
+        return found
+
+
+def _in_yaml_1_1(text: str) -> Any:
+    """Of a plain scalar, as PyYAML reads it."""
+    loader: Any = yaml.SafeLoader("")
+    try:
+        tag = loader.resolve(yaml.ScalarNode, text, (True, False))
+        return loader.construct_object(yaml.ScalarNode(tag, text))
+    except (ValueError, yaml.YAMLError):
+        return None
+
+
+class _Dumper(yaml.CSafeDumper):
+    """Quotes text that is a number in YAML 1.2 though not in 1.1 as well."""
+
+
+_Dumper.add_representer(LinedKey, lambda dumper, key: dumper.represent_str(str(key)))
+_Dumper.add_implicit_resolver("1.2", re.compile(rf"({NUMBER.pattern}|0o[0-7]+)\Z"), list("-+.0123456789"))
+
+
+def inline_yaml(value: Any) -> str:
+    """On one line."""
+    plain = list(value) if isinstance(value, tuple) else value
+    text: str = yaml.dump(plain, Dumper=_Dumper, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
 
 
 def render_yaml(entries: Sequence[tuple[str, Any, str]]) -> str:
@@ -126,29 +277,13 @@ def shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return f"the text {_cut(repr(value))}"
+        return f"the text {cut(repr(value))}"
     if isinstance(value, dict):
-        return f"a section with the keys {_cut(', '.join(map(str, value)))}" if value else "an empty section"
+        return f"a section with the keys {cut(', '.join(map(str, value)))}" if value else "an empty section"
     if isinstance(value, list | tuple):
-        return f"the list {_cut(json.dumps(value))}"
-    return str(value)
+        return f"the list {cut(json.dumps(value))}"
+    return cut(str(value))
 
 
-def _cut(text: str, length: int = 80) -> str:
+def cut(text: str, length: int = 80) -> str:
     return text if len(text) <= length else text[: length - 3] + "..."
-
-
-def _tab_at(text: str, mark: Any) -> bool:
-    lines = text.splitlines()
-    return mark is not None and mark.line < len(lines) and "\t" in lines[mark.line]
-
-
-def _is_number_error(error: BaseException) -> bool:
-    return isinstance(error, ValueError) and "Circular" not in str(error)
-
-
-def inline_yaml(value: Any) -> str:
-    """On one line."""
-    plain = list(value) if isinstance(value, tuple) else value
-    text: str = yaml.dump(plain, Dumper=yaml.CSafeDumper, default_flow_style=True, width=10**6, allow_unicode=True)
-    return text.removesuffix("...\n").strip()

@@ -31,7 +31,6 @@ from tessera.spec.lineage import (
     own_files,
     recorded_by_dvc,
 )
-from tessera.spec.parts import read_mapping
 from tessera.spec.schema import Spec
 from tessera.spec.sources import CONVERTED
 
@@ -160,8 +159,8 @@ def _evaluations(grid: Grid, table: str, digest: Digest) -> dict[str, str]:
 class Plan:
     def __init__(self, config: Mapping[str, Any], root: Path = Path()) -> None:
         """``config`` is Snakemake's: config/config.yaml overlaid with ``--config``; of the latter, ``data_root`` and ``checkpoints`` count."""
-        _refuse_unheard(config, read_mapping(root / "config" / "config.yaml"))
         self.grid = load_grid(root, config.get("data_root"))
+        _refuse_unheard(config, self.grid.content)
         self.data_root = self.grid.data_root
         self.checkpoints = str(config.get("checkpoints", self.grid.file.checkpoints))
         self.lineages = functools.cache(self._lineages)

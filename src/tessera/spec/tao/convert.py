@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from tessera.spec.describe import keys_of
-from tessera.spec.layers import OWNED
-from tessera.spec.mistakes import from_validation
+from tessera.spec.layers import OWNED, nested
+from tessera.spec.mistakes import Value, from_validation
 from tessera.spec.schema import SPECS
 from tessera.spec.tao.read import Found
 from tessera.spec.tao.table import UNSET, DataPath, Fate, Row, Settings
@@ -162,20 +162,8 @@ def _ordered(values: Mapping[str, Any], family: str) -> dict[str, Any]:
     return dict(sorted(values.items(), key=lambda item: order[item[0]]))
 
 
-def nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as sections."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        *sections, leaf = key.split(".")
-        place = result
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[leaf] = value
-    return result
-
-
 def _require_valid(values: Mapping[str, Any], family: str, found: Found) -> None:
-    content = nested(values)
+    content = nested({tuple(key.split(".")): Value(value, "") for key, value in values.items()})
     content.setdefault("model", {})["name"] = family
     try:
         SPECS[family].model_validate_json(json.dumps(content))

@@ -10,7 +10,7 @@ from typing import Any
 from tessera.files import UserError
 from tessera.spec.describe import nearest_names
 from tessera.spec.mistakes import Mistake, refuse
-from tessera.spec.parts import read_mapping, shown
+from tessera.spec.parts import LinedKey, place_of, read_mapping, shown
 from tessera.spec.tao.deformable_detr import TABLE as DEFORMABLE_DETR
 from tessera.spec.tao.mask2former import TABLE as MASK2FORMER
 from tessera.spec.tao.oneformer import TABLE as ONEFORMER
@@ -30,7 +30,7 @@ class Found:
     """Given values in their types."""
     open: dict[str, Any] = field(default_factory=dict)
     """Keys that stand in the file and say nothing: `???` or null."""
-    places: dict[str, tuple[Path, str]] = field(default_factory=dict)
+    places: dict[str, tuple[Path, LinedKey]] = field(default_factory=dict)
     """File, and the key as it is spelled there."""
     mistakes: list[Mistake] = field(default_factory=list)
 
@@ -40,12 +40,12 @@ class Found:
 
     def mistake(self, key: str, text: str) -> None:
         path, spelled = self.places.get(key, (None, key))
-        self.mistakes.append(Mistake(() if path is None else (str(path),), spelled, text))
+        self.mistakes.append(Mistake(() if path is None else (place_of(path, spelled),), spelled, text))
 
 
 def read_files(paths: Sequence[Path], model: str | None) -> Found:
     """All files as one spec. Raises UserError where a file is no YAML or the model cannot be told."""
-    contents = {path: _nested(read_mapping(path), path) for path in paths}
+    contents = {path: _nested(read_mapping(path, twice_read=True), path) for path in paths}
     table = TABLES[_choose(contents, model)]
     found = Found(table)
     rows = {row.key: row for row in table.rows}
@@ -55,11 +55,11 @@ def read_files(paths: Sequence[Path], model: str | None) -> Found:
     return found
 
 
-def _take(found: Found, rows: Mapping[str, Row], path: Path, spelled: str, value: Any) -> None:
+def _take(found: Found, rows: Mapping[str, Row], path: Path, spelled: LinedKey, value: Any) -> None:
     key = _renamed(spelled, found.table)
     row = rows.get(key)
     if row is None:
-        found.mistakes.append(Mistake((str(path),), spelled, _unknown(key, found.table, rows)))
+        found.mistakes.append(Mistake((place_of(path, spelled),), spelled, _unknown(key, found.table, rows)))
         return
     if value is None or value == MANDATORY:
         found.open[key] = value
@@ -70,13 +70,13 @@ def _take(found: Found, rows: Mapping[str, Row], path: Path, spelled: str, value
     except ValueError as error:
         advice = f"; {error}" if str(error) else ""
         found.mistakes.append(
-            Mistake((str(path),), spelled, f"expected {row.kind.words}, found {shown(value)}{advice}")
+            Mistake((place_of(path, spelled),), spelled, f"expected {row.kind.words}, found {shown(value)}{advice}")
         )
         return
     if key in found.values and found.values[key] != read and row.fate in (Fate.TAKEN, Fate.REVIVED):
         other, name = found.places[key]
         text = f"{shown(value)} here, but {shown(found.values[key])} as {name} in {other}; one experiment has one value"
-        found.mistakes.append(Mistake((str(path),), spelled, text))
+        found.mistakes.append(Mistake((place_of(path, spelled),), spelled, text))
         return
     found.values[key] = read
     found.places[key] = (path, spelled)
@@ -115,11 +115,11 @@ def _strange(key: str, rows: Mapping[str, Row]) -> int:
     return len(names)
 
 
-def _nested(values: dict[str, Any], path: Path) -> dict[str, Any]:
+def _nested(values: dict[Any, Any], path: Path) -> dict[str, Any]:
     """Overrides such as `train.num_epochs: 10` become sections."""
     nested: dict[str, Any] = {}
     for name, value in values.items():
-        *sections, leaf = name.split(".")
+        *sections, leaf = (LinedKey(piece, name.line) for piece in name.split("."))
         place = nested
         for section in sections:
             place = place.setdefault(section, {})
@@ -135,11 +135,11 @@ def _nested(values: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _leaves(
-    values: Mapping[str, Any], table: Table, rows: Mapping[str, Row], prefix: str = ""
-) -> Iterator[tuple[str, Any]]:
+    values: Mapping[Any, Any], table: Table, rows: Mapping[str, Row], prefix: str = ""
+) -> Iterator[tuple[LinedKey, Any]]:
     """(key as spelled, value), down to the table's rows, or as far as sections go."""
     for name, value in values.items():
-        spelled = f"{prefix}{name}"
+        spelled = LinedKey(f"{prefix}{name}", name.line)
         key = _renamed(spelled, table)
         if key in rows or not isinstance(value, dict) or not value:
             if key in rows or value not in (None, {}) or not any(row.startswith(f"{key}.") for row in rows):
