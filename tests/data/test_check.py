@@ -188,7 +188,9 @@ def test_a_test_split_may_have_nothing_to_be_found(tmp_path: Path) -> None:
     dataset = write_coco(tmp_path, [{"id": 1, "category_id": 7, "segmentation": SQUARE}])
     empty = SplitSpec(images="empty/images", annotations="empty/a.json")
     report = check_dataset(only_train(dataset).model_copy(update={"test": empty}), str(tmp_path), progress=False)
-    assert report["warnings"]["test: images in none of which anything is to be found"] == 1
+    assert (
+        report["warnings"]["test: images in none of which anything is to be found: no metric is defined on them"] == 1
+    )
 
 
 @pytest.mark.parametrize("fault", ["black", "mixed up", "other ids"])

@@ -9,6 +9,7 @@ import pytest
 from tessera.data.catalog import full_catalog, load_catalog
 from tessera.data.datamodule import eval_loader
 from tessera.data.datasets import SegmentationDataset, open_dataset
+from tessera.data.label_map import parse_label_map
 from tessera.files import UserError
 from tessera.spec.lineage import data_digest, data_files
 from tessera.spec.networks import DeformableDetrSpec
@@ -108,6 +109,9 @@ def test_names_of_one_id_agree_in_all_files_but_for_case_and_white_space(tmp_pat
         assert f"category {number} is {here!r} in {tmp_path}/train.json and {there!r} in {tmp_path}/val.json" in str(
             caught.value
         )
+    model = parse_label_map([{"id": 1, "name": "Disk"}, {"id": 4, "name": "bus"}], tmp_path / "other.json")
+    with pytest.raises(UserError, match=r"category 4 is 'traffic light' in .*train\.json and 'bus' in the model"):
+        open_dataset(dataset, "train", model, "detection", str(tmp_path))
     padded = dataset.model_copy(update={"label_map": "map.json", "contiguous_id": False, "num_classes": 4})
     write(tmp_path / "map.json", [{"id": 4, "name": "traffic light"}])
     assert len(opened(padded, tmp_path)) == 1, "an id that the map leaves out has no name to differ from"

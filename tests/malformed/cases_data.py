@@ -226,6 +226,24 @@ ANNOTATIONS = [
         (edit(PANOPTIC, put("annotations", [])),),
     ),
     Case(
+        "annotations-that-are-none-in-val-of-a-training",
+        TRAIN,
+        "data/demo/panoptic_val.json: nothing can be measured on it",
+        ("it lists no annotation",),
+        (edit("data/demo/panoptic_val.json", put("annotations", [])),),
+    ),
+    Case(
+        "val-lists-an-id-twice",
+        CHECK,
+        "val: category 1 is 'disc' in data/demo/label_map.json and 'square' in data/demo/panoptic_val.json",
+        ("names of one id must agree",),
+        (
+            edit(
+                "data/demo/panoptic_val.json", lambda value: value["categories"].insert(0, {"id": 1, "name": "square"})
+            ),
+        ),
+    ),
+    Case(
         "annotations-that-are-crowd-alone",
         CHECK_OBJECTS,
         "data/demo/instances_train.json: all",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,17 +65,18 @@ def full_catalog(dataset: DatasetSpec, data_root: str) -> ClassCatalog:
 
 
 def compare_names(
-    dataset: DatasetSpec, data_root: str, listed: Mapping[int, str], source: Path, findings: Findings
+    dataset: DatasetSpec, data_root: str, named: Iterable[tuple[int, str]], source: Path | str, findings: Findings
 ) -> None:
-    """An annotation file whose ``categories`` (id -> name) name an id otherwise than the label map or the train annotations is an error:
-    its objects would be counted as those of another class. Case and white space do not count."""
+    """Every id of ``named`` (id and name, from ``source``) that the label map or the train annotations name otherwise is an error: its
+    objects would be counted as those of another class. Case and white space do not count."""
     catalog, first = _catalog_and_source(dataset, data_root)
-    for category in catalog.categories:
-        name = listed.get(category.id, category.name)
-        if fold_name(name) != fold_name(category.name) and category.name != unused(category.id):
+    names = {category.id: category.name for category in catalog.categories}
+    for number, name in named:
+        known = names.get(number, name)
+        if fold_name(known) != fold_name(name) and unused(number) not in (known, name):
             findings.errors.append(
-                f"category {category.id} is {category.name!r} in {first} and {name!r} in {source}; names of one id must agree: correct the "
-                "one that is wrong"
+                f"category {number} is {known!r} in {first} and {name!r} in {source}; names of one id must agree: correct the one that is "
+                "wrong"
             )
 
 

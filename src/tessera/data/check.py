@@ -227,7 +227,9 @@ def _judge(
             )
             reason = f"none of its {totals.images} images has a{'n' if mode != 'semantic' else ''} {nothing}"
         if split == "test":
-            findings.warnings["images in none of which anything is to be found"] = totals.images
+            findings.warnings["images in none of which anything is to be found: no metric is defined on them"] = (
+                totals.images
+            )
         else:
             findings.errors.append(f"{reader.source}: {reason}")
     elif split == "train" and mode == "semantic" and len(present) == 1:

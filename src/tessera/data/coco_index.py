@@ -168,10 +168,10 @@ class CocoIndex:
             int((single["box_state"] == _GOOD_BOX).sum()),
         )
 
-    def categories(self) -> dict[int, str]:
-        """Dataset id -> name as the file lists them; entries without both are left out, since a label map may say more."""
+    def categories(self) -> list[tuple[int, str]]:
+        """Dataset id and name as the file lists them; entries without both are left out, since a label map may say more."""
         entries = [item for item in self.listed if isinstance(item, dict)] if isinstance(self.listed, list) else []
-        return {item["id"]: str(item["name"]) for item in entries if is_whole(item.get("id")) and "name" in item}
+        return [(item["id"], str(item["name"])) for item in entries if is_whole(item.get("id")) and "name" in item]
 
     def _rows(self, index: int) -> tuple[int, int]:
         ends = self._images["objects"]

@@ -34,6 +34,15 @@ from tessera.structures import Batch, ClassCatalog, ImageMeta, Sample, Target
 _DIVISOR = 32
 
 
+def require_objects(spec: Spec, catalog: ClassCatalog, split: str) -> None:
+    """Raises UserError for a split whose annotations, as far as they tell without a look at masks, hold nothing to learn or to measure."""
+    dataset = _open(spec, split, catalog)
+    nothing = dataset.nothing_to_learn()
+    if nothing is not None:
+        what = "learned from it" if split == "train" else "measured on it"
+        raise UserError(f"{dataset.source}: nothing can be {what}: {nothing}")
+
+
 def train_loader(
     spec: Spec, catalog: ClassCatalog, epoch: int, start_batch: int = 0, rank: int = 0, world_size: int = 1
 ) -> DataLoader[Any]:
@@ -41,12 +50,9 @@ def train_loader(
 
     ``len()`` is the number of batches of the full epoch, whatever ``start_batch`` is. An epoch is one pass over the split without
     its incomplete last batch; with ``train.iters_per_epoch``, that many batches out of an endless row of passes, in which the next
-    epoch goes on where this one ends. Raises UserError for annotations that nothing can be learned from.
+    epoch goes on where this one ends.
     """
     dataset = _open(spec, "train", catalog)
-    nothing = dataset.nothing_to_learn()
-    if nothing is not None:
-        raise UserError(f"{dataset.source}: nothing can be learned from it: {nothing}")
     section = spec.dataset.train
     batches = TrainBatches(
         len(dataset),

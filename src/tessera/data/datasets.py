@@ -56,6 +56,9 @@ def index_dataset(
         _require(section.panoptic, dataset, f"{split}.panoptic")
     root, annotated = Path(data_root), Path(annotation_root(dataset, data_root))
     known = () if dataset.type == "mask_pairs" else full_catalog(dataset, data_root).from_dataset_id
+    # The catalogue may be that of a model which another dataset, or this one with other names, trained.
+    model = [(category.id, category.name) for category in catalog.categories]
+    compare_names(dataset, data_root, model, "the model", findings)
 
     def reader(source: Source, found: Findings) -> SegmentationDataset:
         annotations = annotated / source.annotations

@@ -48,8 +48,8 @@ class SegmentationDataset(ABC):
     file_names: Sequence[str]
     """Relative to the image folder, with forward slashes, unique."""
     image_ids: Sequence[int]
-    categories: dict[int, str] = {}  # noqa: RUF012  # readers replace it, nobody adds to it
-    """Dataset id -> name, where the annotation file lists its classes."""
+    categories: Sequence[tuple[int, str]] = ()
+    """Dataset id and name, where the annotation file lists its classes; as listed, so that an id may come twice."""
     has_masks: bool | None = True
     """False where there are annotations and none of them has a mask: they serve mode detection alone. None where there are none."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tessera.data.datamodule import eval_loader, train_loader
+from tessera.data.datamodule import eval_loader, require_objects, train_loader
 from tessera.files import UserError, digest_file, missing
 from tessera.spec.lineage import differences, lineage, resume_digest
 from tessera.spec.schema import Spec
@@ -39,7 +39,9 @@ class Plan:
 
     @classmethod
     def of(cls, spec: Spec, experiment: str, checkpoints: Path, catalog: ClassCatalog, world_size: int) -> Plan:
-        """Raises UserError where the train split cannot feed one step, or a key needs a val split that is not there."""
+        """Raises UserError where the train split cannot feed one step or train or val hold nothing to be found, or a key needs a val split
+        that is not there."""
+        require_objects(spec, catalog, "train")
         steps = len(train_loader(spec, catalog, 0, 0, 0, world_size))
         dataset, train = spec.dataset, spec.train
         validates = dataset.val.annotations is not None
@@ -56,6 +58,7 @@ class Plan:
                 )
         if validates:
             # The faults of its annotations are told now, not after the first epochs.
+            require_objects(spec, catalog, "val")
             eval_loader(spec, catalog, "val", limit=1)
         path = checkpoints / experiment / resume_digest(spec)
         return cls(
