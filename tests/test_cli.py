@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import importlib.metadata
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
+from tessera import cli
+from tessera.cli import app
+from tessera.files import UserError
 from tessera.log import Log, Tee
 
 
@@ -54,3 +61,40 @@ def test_a_lost_terminal_ends_no_stage(tmp_path: Path) -> None:
     log = tmp_path / "logs/stage.log"
     subprocess.run([sys.executable, "-c", LOST, str(log)], check=True)
     assert log.read_text().endswith("\nheard\nunheard\n")
+
+
+COMMANDS = typer.main.get_command(app).commands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_and_argument_has_help(name: str) -> None:
+    command = COMMANDS[name]
+    assert command.help
+    assert [parameter.name for parameter in command.params if not getattr(parameter, "help", None)] == []
+
+
+def called(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "tessera.cli", *arguments], capture_output=True, text=True)
+
+
+def test_the_version_is_the_packages() -> None:
+    done = called("--version")
+    assert (done.returncode, done.stdout) == (0, f"tessera {importlib.metadata.version('tessera')}\n")
+
+
+def test_without_a_command_there_is_help_and_no_empty_error() -> None:
+    done = called()
+    assert done.returncode == 2 and "--version" in done.stdout and "error:" not in done.stderr
+
+
+@pytest.mark.parametrize("error", [UserError(""), OSError(errno.ENOSPC, ""), KeyboardInterrupt()])
+def test_no_error_is_without_a_text(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert re.fullmatch(r"error: \S.*\n", capsys.readouterr().err)

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
-from tessera import gpus
+from tessera.commands import RESULTS, open_job, require_outside, run
 from tessera.files import UserError, read_json, refusal, write_json, write_text
 from tessera.log import start_log
-from tessera.provenance import digests, sealed
-from tessera.spec.lineage import RUNTIMES, STAGES, lineage, lineage_digest
-from tessera.spec.planning import RUN_STAGES, record_file, statistics_file
-
-if TYPE_CHECKING:
-    from tessera.inference.predictor import Predictor
-    from tessera.spec.compose import Resolved
-    from tessera.spec.schema import ViewsSpec
+from tessera.spec.lineage import GENERATED_ROOT, STAGES
+from tessera.spec.planning import record_file
+from tessera.spec.sources import CONVERTED
 
 app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Reproducible segmentation and detection experiments. Each sub-command is one stage; `snakemake` runs them in order.",
 )
 
 Experiment = Annotated[
@@ -44,8 +39,43 @@ Expect = Annotated[
 Log = Annotated[Path | None, typer.Option(help="File that receives everything printed, too.", show_default=False)]
 Runtime = Annotated[str, typer.Option(help="What executes the network: torch, onnx or trt.")]
 Precision = Annotated[str, typer.Option(help="fp32 or fp16; of the ONNX graph or the engine.")]
+Checkpoint = Annotated[
+    Path | None,
+    typer.Option(
+        help="Weights to read in place of the experiment's own model: a checkpoint such as checkpoints/.../model_epoch_005.pth, or another "
+        "model file. Needs --out.",
+        show_default=False,
+    ),
+]
+Table = Annotated[str, typer.Argument(help="Name of a table in config/config.yaml.")]
 
-RESULTS = Path("results")
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"tessera {importlib.metadata.version('tessera')}")
+        raise typer.Exit
+
+
+def _out(what: str) -> Any:
+    return typer.Option(
+        help=f"{what} to write in place of the workflow's; needed with overrides.",
+        show_default="in results/<experiment>/",
+    )
+
+
+OutFolder = Annotated[Path | None, _out("Folder")]
+OutGraph = Annotated[Path | None, _out(".onnx file")]
+OutEngine = Annotated[Path | None, _out(".engine file")]
+OutRecord = Annotated[Path | None, _out(".json file")]
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Reproducible segmentation and detection experiments. Each sub-command is one stage; `snakemake` runs them in order."""
 
 
 @app.command()
@@ -64,6 +94,7 @@ def demo(
     if spec.generator is None:
         raise UserError(f"config/datasets/{dataset}.yaml: has no `generator`; only generated datasets can be made")
     write_demo(Path(grid.data_root) / dataset, spec.generator)
+    _wrote(Path(grid.data_root) / dataset)
 
 
 @app.command()
@@ -82,6 +113,7 @@ def fetch(
     if not spec.fetch:
         raise UserError(f"config/datasets/{dataset}.yaml: has no `fetch`, so nothing is to be fetched")
     fetch_dataset(spec, grid.data_root)
+    _wrote(Path(GENERATED_ROOT) / dataset)
 
 
 @app.command()
@@ -97,7 +129,8 @@ def convert(
 
     _start_log(log)
     grid = load_grid(data_root=data_root)
-    print(describe(convert_dataset(grid.dataset(dataset), grid.data_root, processes)), flush=True)
+    print(describe(convert_dataset(grid.dataset(dataset), grid.data_root, processes)))
+    _wrote(Path(GENERATED_ROOT) / dataset / CONVERTED)
 
 
 @app.command("export-kitti")
@@ -113,15 +146,15 @@ def export_kitti(
 
     _start_log(log)
     grid = load_grid(data_root=data_root)
+    require_outside(out)
     counts = export_kitti(grid.dataset(dataset), grid.data_root, out)
-    print(
-        "\n".join(f"{split}: {images} images, {boxes} boxes" for split, (images, boxes) in counts.items()), flush=True
-    )
+    print("\n".join(f"{split}: {images} images, {boxes} boxes" for split, (images, boxes) in counts.items()))
+    _wrote(out)
 
 
 @app.command()
 def check(
-    dataset: str,
+    dataset: Annotated[str, typer.Argument(help="Name of a dataset.")],
     out: Annotated[Path | None, typer.Option(help="File to write.", show_default="data/checks/<dataset>.json")] = None,
     data_root: DataRoot = None,
     log: Log = None,
@@ -133,7 +166,9 @@ def check(
     _start_log(log)
     grid = load_grid(data_root=data_root)
     report = check_dataset(grid.dataset(dataset), grid.data_root)
-    write_json(out or Path(f"data/checks/{dataset}.json"), report)
+    path = out or Path(f"data/checks/{dataset}.json")
+    write_json(path, report)
+    _wrote(path)
 
 
 @app.command()
@@ -141,33 +176,29 @@ def train(
     experiment: Experiment,
     overrides: Overrides = None,
     checkpoints: Annotated[Path, typer.Option(help="Root of the resume state.")] = Path("checkpoints"),
+    out: OutFolder = None,
     data_root: DataRoot = None,
     expect: Expect = None,
     log: Log = None,
 ) -> None:
     """Train; continues by itself from the newest valid checkpoint of the same training."""
-    from tessera.training.train import train
-
-    resolved = _open(experiment, overrides, data_root, expect, log, "train")
-    train(resolved.spec, experiment, _folder(experiment), checkpoints)
+    _start_log(log)
+    run(open_job("train", experiment, overrides, data_root, expect, out=out), checkpoints)
 
 
 @app.command()
 def export(
     experiment: Experiment,
     overrides: Overrides = None,
+    checkpoint: Checkpoint = None,
+    out: OutGraph = None,
     data_root: DataRoot = None,
     expect: Expect = None,
     log: Log = None,
 ) -> None:
-    """Write model.onnx."""
-    from tessera.deploy.export import export
-
-    resolved = _open(experiment, overrides, data_root, expect, log, "export")
-    folder, source, made = _folder(experiment), _model(experiment), _model(experiment, "onnx")
-    inputs = _model_digests(experiment, folder, ("torch", "fp32"))
-    report = export(source, made, resolved.spec, experiment)
-    write_json(folder / record_file("export"), sealed(report, inputs, digests(folder, [made])))
+    """Write model.onnx, and what it was made from."""
+    _start_log(log)
+    run(open_job("export", experiment, overrides, data_root, expect, checkpoint=checkpoint, out=out))
 
 
 @app.command()
@@ -175,20 +206,14 @@ def precision(
     experiment: Experiment,
     overrides: Overrides = None,
     precision: Precision = "fp16",
+    out: OutGraph = None,
     data_root: DataRoot = None,
     expect: Expect = None,
     log: Log = None,
 ) -> None:
     """Write model.fp16.onnx from model.onnx, and a report of size and difference."""
-    from tessera.deploy.precision import to_fp16
-
-    _require_precision(precision, ("fp16",))
-    resolved = _open(experiment, overrides, data_root, expect, log, "precision", precision=precision)
-    folder = _folder(experiment)
-    source, made = folder / "model.onnx", folder / f"model.{precision}.onnx"
-    inputs = _model_digests(experiment, folder, ("onnx", "fp32"))
-    report = to_fp16(source, made, resolved.spec, experiment)
-    write_json(folder / record_file("precision", precision=precision), sealed(report, inputs, digests(folder, [made])))
+    _start_log(log)
+    run(open_job("precision", experiment, overrides, data_root, expect, precision=precision, out=out))
 
 
 @app.command()
@@ -196,17 +221,14 @@ def engine(
     experiment: Experiment,
     overrides: Overrides = None,
     precision: Precision = "fp32",
+    out: OutEngine = None,
     data_root: DataRoot = None,
     expect: Expect = None,
     log: Log = None,
 ) -> None:
     """Build a TensorRT engine from the ONNX graph of that precision. Needs an NVIDIA GPU."""
-    from tessera.deploy.engine import build_engine
-
-    _require_precision(precision)
-    resolved = _open(experiment, overrides, data_root, expect, log, "engine", precision=precision)
-    graph = _model(experiment, "onnx", precision)
-    build_engine(graph, graph.with_suffix(".engine"), resolved.spec, experiment)
+    _start_log(log)
+    run(open_job("engine", experiment, overrides, data_root, expect, precision=precision, out=out))
 
 
 @app.command()
@@ -215,30 +237,14 @@ def parity(
     overrides: Overrides = None,
     runtime: Runtime = "onnx",
     precision: Precision = "fp32",
+    out: OutRecord = None,
     data_root: DataRoot = None,
     expect: Expect = None,
     log: Log = None,
 ) -> None:
     """Compare a runtime's outputs with PyTorch's on real images; fails outside the tolerance."""
-    from tessera.data.datamodule import eval_loader
-    from tessera.deploy.parity import check_parity
-    from tessera.spec.schema import ViewsSpec
-
-    resolved = _open(experiment, overrides, data_root, expect, log, "parity", runtime, precision)
-    spec = resolved.spec
-    inputs = _model_digests(experiment, _folder(experiment), ("torch", "fp32"), (runtime, precision))
-    reference = _predictor(resolved, "torch", "fp32", _device(runtime), ViewsSpec())
-    candidate = _predictor(resolved, runtime, precision, _device(runtime), ViewsSpec())
-    loader = eval_loader(
-        spec,
-        reference.header.catalog,
-        spec.evaluate.split,
-        fixed_size=candidate.input_size,
-        limit=spec.parity.images,
-        max_batch=candidate.max_batch,
-    )
-    report = check_parity(reference, candidate, loader, spec)
-    write_json(_folder(experiment) / record_file("parity", runtime, precision), sealed(report, inputs))
+    _start_log(log)
+    run(open_job("parity", experiment, overrides, data_root, expect, runtime, precision, out=out))
 
 
 @app.command()
@@ -247,42 +253,15 @@ def evaluate(
     overrides: Overrides = None,
     runtime: Runtime = "torch",
     precision: Precision = "fp32",
+    checkpoint: Checkpoint = None,
+    out: OutRecord = None,
     data_root: DataRoot = None,
     expect: Expect = None,
     log: Log = None,
 ) -> None:
     """Measure a runtime on every image of the evaluated split."""
-    from tessera.data.datamodule import eval_loader
-    from tessera.evaluation.evaluate import evaluate
-    from tessera.evaluation.statistics import Limits
-
-    resolved = _open(experiment, overrides, data_root, expect, log, "evaluate", runtime, precision)
-    spec = resolved.spec
-    folder = _folder(experiment)
-    inputs = _model_digests(experiment, folder, (runtime, precision))
-    predictor = _predictor(resolved, runtime, precision, _device(runtime))
-    catalog = predictor.header.catalog
-    loader = eval_loader(
-        spec, catalog, spec.evaluate.split, fixed_size=predictor.input_size, max_batch=predictor.max_batch
-    )
-    limits = Limits.of(spec.evaluate)
-    evaluation = evaluate(predictor, loader, catalog, predictor.mode, classes=spec.evaluate.classes, limits=limits)
-    out = folder / record_file("evaluate", runtime, precision)
-    predictions, statistics = out.with_suffix(".predictions.json.gz"), statistics_file(out)
-    evaluation.write_predictions(predictions)
-    evaluation.write_statistics(statistics)
-    document = evaluation.to_json(
-        experiment=experiment,
-        parts=resolved.parts,
-        spec=spec,
-        runtime=runtime,
-        precision=precision,
-        lineage=lineage(spec, "evaluate", runtime, precision),
-    )
-    write_json(out, sealed(document, inputs, digests(folder, [predictions, statistics])))
-    print(evaluation.summary(), flush=True)
-    for remark in document["remarks"]:
-        print(f"evaluate: warning: {remark}", file=sys.stderr, flush=True)
+    _start_log(log)
+    run(open_job("evaluate", experiment, overrides, data_root, expect, runtime, precision, checkpoint, out))
 
 
 @app.command()
@@ -291,30 +270,15 @@ def infer(
     overrides: Overrides = None,
     runtime: Runtime = "torch",
     precision: Precision = "fp32",
+    checkpoint: Checkpoint = None,
+    out: OutFolder = None,
     data_root: DataRoot = None,
     expect: Expect = None,
     log: Log = None,
 ) -> None:
     """Write overlays and machine-readable results for the images of `inference.images`, or of the evaluated split."""
-    from tessera.inference.results import infer
-    from tessera.inference.sources import ImageSource
-
-    resolved = _open(experiment, overrides, data_root, expect, log, "infer", runtime, precision)
-    spec = resolved.spec
-    folder = (_folder(experiment) / record_file("infer", runtime, precision)).parent
-    inputs = _model_digests(experiment, folder, (runtime, precision))
-    predictor = _predictor(resolved, runtime, precision, _device(runtime))
-    images: list[ImageSource] = []
-    if spec.inference.images is None:
-        from tessera.data.datasets import open_dataset
-
-        catalog = predictor.header.catalog
-        split = open_dataset(spec.dataset, spec.evaluate.split, catalog, spec.model.mode, spec.data_root)
-        images = [
-            ImageSource(split.image_path(index), split.file_names[index], split.image_ids[index])
-            for index in range(len(split))
-        ]
-    infer(predictor, spec, folder, images, inputs)
+    _start_log(log)
+    run(open_job("infer", experiment, overrides, data_root, expect, runtime, precision, checkpoint, out))
 
 
 @app.command("import")
@@ -352,19 +316,21 @@ def import_weights(
     imported = take_over(file, network, spec.model, catalog, reset_heads, classes_by_id)
     source = {"form": imported.form.title, "sha256": digest_file(weights_file(file))}
     path = out or Path("pretrained") / f"{experiment}.pth"
+    require_outside(path)
     save_model(path, imported.state, Header("import", experiment, spec, source, catalog))
     print(imported.describe(verbose))
     print(f"wrote {path}: set train.pretrained_model_path to it")
 
 
 @app.command()
-def compare(table: str, data_root: DataRoot = None, log: Log = None) -> None:
+def compare(table: Table, data_root: DataRoot = None, log: Log = None) -> None:
     """Write results/tables/<table>.{csv,md,tex,html,json} from the evaluations that config/config.yaml lists for it."""
     from tessera.reporting.compare import compare
     from tessera.spec.compose import load_grid
 
     _start_log(log)
     compare(load_grid(data_root=data_root), table, RESULTS)
+    _wrote(*(RESULTS / "tables" / f"{table}.{ending}" for ending in ("csv", "md", "tex", "html", "json")))
 
 
 @app.command()
@@ -375,6 +341,7 @@ def metrics(data_root: DataRoot = None, log: Log = None) -> None:
 
     _start_log(log)
     write_metrics(load_grid(data_root=data_root), RESULTS)
+    _wrote(RESULTS / "metrics.json", RESULTS / "metrics.csv")
 
 
 @app.command()
@@ -400,13 +367,14 @@ def verify(
 
 
 @app.command()
-def figures(table: str, data_root: DataRoot = None, log: Log = None) -> None:
+def figures(table: Table, data_root: DataRoot = None, log: Log = None) -> None:
     """Draw results/figures/<table>/*.{png,pdf}: curves, accuracy against time, scores by class and pictures of a table's experiments."""
     from tessera.reporting.figures import figures
     from tessera.spec.compose import load_grid
 
     _start_log(log)
     figures(load_grid(data_root=data_root), table, RESULTS)
+    _wrote(RESULTS / "figures" / table)
 
 
 @app.command()
@@ -465,6 +433,7 @@ def reference(
 
     write_text(out, reference_markdown())
     write_json(schema, json_schema())
+    _wrote(out, schema)
 
 
 def main() -> None:
@@ -472,7 +441,7 @@ def main() -> None:
     try:
         app(standalone_mode=False)
     except UserError as error:
-        _fail(str(error), 1)
+        _fail(str(error) or f"{type(error).__name__} without a message", 1)
     except typer.Abort:
         _fail("interrupted", 130)
     except KeyboardInterrupt:
@@ -495,90 +464,21 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    """Of a call without any command the message is the help, which was printed already."""
+    if message:
+        print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
 
 
-def _open(
-    experiment: str,
-    overrides: list[str] | None,
-    data_root: str | None,
-    expect: str | None,
-    log: Path | None,
-    verb: str,
-    runtime: str = "torch",
-    precision: str = "fp32",
-) -> Resolved:
-    """Resolve the spec and make sure that it is still the one the workflow planned with."""
-    from tessera.spec.compose import load_grid
-
-    _start_log(log)
-    if runtime not in RUNTIMES:
-        raise UserError(f"--runtime {runtime}: expected one of {', '.join(RUNTIMES)}")
-    _require_precision(precision)
-    if verb in RUN_STAGES and runtime == "torch" and precision != "fp32":
-        raise UserError(
-            f"--precision {precision}: PyTorch evaluates the trained fp32 weights; choose --runtime onnx or trt"
-        )
-    resolved = load_grid(data_root=data_root).resolve(experiment, overrides or ())
-    if verb == "train":
-        gpus.hold(resolved.spec.train.processes, resolved.spec.train.gpu_ids)
-    elif runtime == "trt" or verb == "engine" or (runtime == "torch" and verb in ("evaluate", "infer")):
-        gpus.hold()
-    found = lineage_digest(resolved.spec, verb, runtime, precision)
-    if expect is not None and found != expect:
-        raise UserError(
-            f"{experiment}: the configuration or the dataset changed while the workflow was running "
-            f"(planned {expect}, now {found}); run snakemake again"
-        )
-    return resolved
-
-
-def _require_precision(precision: str, allowed: tuple[str, ...] = ("fp32", "fp16")) -> None:
-    if precision not in allowed:
-        raise UserError(f"--precision {precision}: expected {' or '.join(allowed)}; int8 is not available yet")
-
-
-def _folder(experiment: str) -> Path:
-    return RESULTS / experiment
-
-
-def _model(experiment: str, runtime: str = "torch", precision: str = "fp32") -> Path:
-    suffix = {"torch": ".pth", "onnx": ".onnx", "trt": ".engine"}[runtime]
-    return _folder(experiment) / ("model" + ("" if precision == "fp32" else f".{precision}") + suffix)
-
-
-def _model_digests(experiment: str, folder: Path, *models: tuple[str, str]) -> dict[str, str]:
-    """``provenance.digests`` of models by runtime and precision, as far as they are there: a missing one is refused when it is opened."""
-    paths = (_model(experiment, runtime, precision) for runtime, precision in models)
-    return digests(folder, (path for path in paths if path.is_file()))
-
-
-def _predictor(
-    resolved: Resolved, runtime: str, precision: str, device: str, testing: ViewsSpec | None = None
-) -> Predictor:
-    """The stage's parent model, found by name and refused when it was made from another spec. ``testing`` replaces the spec's."""
-    from tessera.inference import load_predictor
-
-    path = _model(resolved.name, runtime, precision)
-    stage = {"torch": "train", "onnx": "export" if precision == "fp32" else "precision", "trt": "engine"}[runtime]
-    if not path.exists():
-        raise UserError(f"{path}: no such file; make it with `snakemake --cores 2 {path}`")
-    predictor = load_predictor(path, resolved.spec.postprocess, device, testing or resolved.spec.testing)
-    predictor.header.require(path, stage, lineage(resolved.spec, stage, precision=precision))
-    return predictor
-
-
-def _device(runtime: str) -> str:
-    """The rules of ONNX Runtime take no GPU, so another stage may be computing on it."""
-    return "cpu" if runtime == "onnx" else "auto"
+def _wrote(*paths: Path) -> None:
+    print(f"wrote {', '.join(map(str, paths))}", flush=True)
 
 
 def _found_lineage(experiment: str, stage: str, runtime: str, precision: str) -> dict[str, object]:
     """Of the output that exists now."""
     if stage not in STAGES:
         raise UserError(f"{stage}: no such stage; expected one of {', '.join(STAGES)}")
-    path = _folder(experiment) / record_file(stage, runtime, precision)
+    path = RESULTS / experiment / record_file(stage, runtime, precision)
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("lineage"), dict):
         raise UserError(f"{path}: has no `lineage`; expected a file that the stage {stage} wrote")

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import secrets
+import shlex
 import shutil
 import stat
 import time
@@ -28,6 +29,13 @@ class UserError(Exception):
 
     A message names the file, the record, what was found, what was expected and what to do.
     """
+
+
+def workflow_command(*paths: Path | str, again: bool = False, data_root: str = "data") -> str:
+    """What makes files of the workflow. ``again``: also where Snakemake knows of nothing to do, as after a change by hand."""
+    words = ["snakemake", "--cores", "2", *(["--force"] if again else []), *map(str, paths)]
+    # Whatever config/config.yaml says, it may be said once more; "data" is its default.
+    return shlex.join(words if data_root == "data" else [*words, "--config", f"data_root={data_root}"])
 
 
 SHOWN = 50

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tessera.files import UserError, canonical_json, digest_file, digest_text
+from tessera.files import UserError, canonical_json, digest_file, digest_text, workflow_command
 from tessera.spec.lineage import differences
 from tessera.spec.schema import Spec, read_spec
 from tessera.structures import ClassCatalog
@@ -35,6 +35,17 @@ PACKAGES = (
 )
 
 
+class OtherSpecError(UserError):
+    """An artifact was made from another spec than the one asked for; ``lines`` says what differs."""
+
+    def __init__(self, path: Path, lines: str, data_root: str) -> None:
+        self.path, self.lines = path, lines
+        command = workflow_command(path, again=True, data_root=data_root)
+        super().__init__(
+            f"{path}: was made from another spec than the one asked for; make it again with `{command}`\n{lines}"
+        )
+
+
 @dataclass(frozen=True)
 class Header:
     """Embedded in model.pth (key ``header``), in ONNX files (metadata property ``tessera``) and beside engines, as JSON."""
@@ -44,7 +55,7 @@ class Header:
     experiment: str
     spec: Spec
     lineage: dict[str, Any]
-    """Of ``stage``; see spec.lineage."""
+    """Of ``stage``; see spec.lineage. Of what was not made in its place in the workflow also ``checkpoint``; see ``stand_in``."""
     catalog: ClassCatalog
     """The classes of the model's outputs (things only for an instance model)."""
     precision: str = "fp32"
@@ -91,17 +102,40 @@ class Header:
                 reason = f"spec.{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise UserError(f"{path}: its tessera header is damaged ({reason}); make the file again") from None
 
-    def require(self, path: Path, stage: str, expected: dict[str, Any]) -> None:
+    def require(self, path: Path, stage: str, expected: dict[str, Any], data_root: str) -> None:
         """Raises UserError unless the artifact was made by ``stage`` from exactly the lineage ``expected``."""
-        if self.stage != stage:
-            raise UserError(f"{path}: was written by the stage {self.stage}, expected one by {stage}")
+        self._require_stage(path, stage)
         changed = differences(self.lineage, expected)
+        if changed:
+            raise OtherSpecError(path, "\n".join(f"  {line}" for line in changed[:20]), data_root)
+
+    def stand_in(self, path: Path, stage: str, expected: dict[str, Any]) -> dict[str, Any]:
+        """``{"checkpoint": ...}`` for the lineage of what is made from the artifact in place of an experiment's own: by it nobody takes the
+        result for the experiment's. Says which file (``file``, ``sha256``), from which ``step`` and ``epoch`` where it is the checkpoint of a
+        training, and what it was made from (``lineage``).
+
+        Raises UserError unless it was made by ``stage`` for the network of the lineage ``expected``; settings of the training may differ.
+        """
+        self._require_stage(path, stage)
+        changed = differences(self.lineage.get("model"), expected["model"], "model")
         if changed:
             lines = "\n  ".join(changed[:20])
             raise UserError(
-                f"{path}: was made from another spec than the one asked for; make it again (snakemake does so by itself).\n"
-                f"  {lines}"
+                f"{path}: holds another network than the experiment's; name the experiment that it is of, or give its keys\n  {lines}"
             )
+        position = self.lineage.get("checkpoint", {})
+        return {
+            "checkpoint": {
+                "file": path.as_posix(),
+                "sha256": digest_file(path),
+                **{key: position[key] for key in ("step", "epoch") if key in position},
+                "lineage": self.lineage,
+            }
+        }
+
+    def _require_stage(self, path: Path, stage: str) -> None:
+        if self.stage != stage:
+            raise UserError(f"{path}: was written by the stage {self.stage}, expected one by {stage}")
 
 
 def digests(folder: Path, paths: Iterable[Path]) -> dict[str, str]:

@@ -34,7 +34,7 @@ CHECK_OBJECTS = "check objects --out check.json"
 CHECK_PAIRS = "check pairs --out check.json"
 TRAIN = f"train {EXPERIMENT}"
 EVALUATE = f"evaluate {EXPERIMENT}"
-INFER = f"infer {EXPERIMENT} inference.images="
+INFER = f"infer {EXPERIMENT} --out out inference.images="
 
 PANOPTIC = "data/demo/panoptic_train.json"
 OBJECTS = "data/demo/instances_train.json"
@@ -391,7 +391,7 @@ ANNOTATIONS = [
     ),
     Case(
         "train-with-fewer-images-than-a-step-takes",
-        f"{TRAIN} dataset.train.batch_size=64",
+        f"{TRAIN} --out out dataset.train.batch_size=64",
         "dataset.train",
         ("3 image(s)", "lower dataset.train.batch_size"),
     ),
@@ -542,14 +542,14 @@ IMAGES = [
     Case("image-cut-off-in-evaluation", EVALUATE, TESTED, ("cannot be decoded",), (cut(TESTED, 0.7),)),
     Case(
         "image-cut-off-in-a-loader-process",
-        f"{EVALUATE} dataset.test.num_workers=1",
+        f"{EVALUATE} --out out.json dataset.test.num_workers=1",
         TESTED,
         ("cannot be decoded",),
         (cut(TESTED, 0.7),),
     ),
     Case(
         "image-cut-off-in-parity",
-        f"parity {EXPERIMENT} dataset.test.num_workers=1",
+        f"parity {EXPERIMENT} --out out.json dataset.test.num_workers=1",
         TESTED,
         ("cannot be decoded",),
         (cut(TESTED, 0.7),),

@@ -21,7 +21,7 @@ COMMANDS = (
     f"evaluate {EXPERIMENT}",
     f"evaluate {EXPERIMENT} --runtime onnx",
     f"parity {EXPERIMENT}",
-    f"infer {EXPERIMENT} inference.images=demo/images/test",
+    f"infer {EXPERIMENT} --out out inference.images=demo/images/test",
     f"precision {EXPERIMENT}",
     "compare demo",
 )

@@ -25,7 +25,7 @@ def test_outputs(root):
     assert sorted(path.name for path in results.iterdir()) == ["metrics.csv", "model.pth", "train.json"]
     spec = toy.make_spec(root)
     header = load_model(results / "model.pth")[1]
-    header.require(results / "model.pth", "train", lineage(spec, "train"))
+    header.require(results / "model.pth", "train", lineage(spec, "train"), spec.data_root)
     assert header.spec == spec and header.experiment == "whole" and len(header.catalog) == 7
     assert [(row["epoch"], row["step"]) for row in rows(results)] == [("1", "4"), ("2", "8")]
     assert {"lr", "train_loss", "train_loss_class_0", "val_loss", "val_PQ", "val_AP", "val_mIoU"} <= rows(results)[

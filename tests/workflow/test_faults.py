@@ -9,6 +9,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,8 +22,9 @@ from typing import Any
 import pytest
 import torch
 
+from tessera import files
 from tessera.cli import app
-from tessera.files import UserError, write_json
+from tessera.files import UserError, workflow_command, write_json
 from tessera.spec.planning import Plan
 from tessera.training.loop import Loop
 from tests.training import toy
@@ -220,6 +222,40 @@ def test_the_way_back_after_a_failed_retraining(project: Project) -> None:
     project.run(TARGET, "results/mask2former_swin/model.pth")
     assert (project.root / TARGET).read_text() == score
     assert project.plan(TARGET, "results/mask2former_swin/model.pth") == {}
+
+
+def test_the_advised_command_leads_back(project: Project) -> None:
+    """Whatever replaced or edited a file, Snakemake knows of nothing to do, which is why every message says --force."""
+    folder = project.root / "results/mask2former_swin"
+    project.run(TARGET, "results/mask2former_swin/inference/index.json")
+    made = {
+        "model.pth": "train",
+        "train.json": "train",
+        "metrics.csv": "train",
+        "eval.json": "evaluate",
+        "eval.statistics.json.gz": "evaluate",
+        "inference/index.json": "infer",
+    }
+    for name, verb in made.items():
+        path, before = folder / name, project.calls()
+        moment = path.stat().st_mtime
+        path.write_text("edited")
+        os.utime(path, (moment, moment))
+        assert project.plan(str(path.relative_to(project.root))) == {}, name
+        project.run(*shlex.split(workflow_command(path.relative_to(project.root), again=True))[3:])
+        assert project.calls()[len(before) :][-1].startswith(f"{verb} "), name
+        assert path.read_text() != "edited"
+
+
+def test_the_advised_command_finds_data_elsewhere() -> None:
+    command = workflow_command("results/a/eval.json", again=True, data_root="/my data")
+    assert command == "snakemake --cores 2 --force results/a/eval.json --config 'data_root=/my data'"
+
+
+def test_every_message_names_the_command_that_leads_back() -> None:
+    """`snakemake --cores` is written out in one place only, which the test above tries."""
+    sources = Path(files.__file__).parent.rglob("*.py")
+    assert [path.name for path in sources if "snakemake --cores" in path.read_text()] == []
 
 
 def test_read_only_results(project: Project) -> None:

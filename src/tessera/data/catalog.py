@@ -108,7 +108,7 @@ def _catalog_and_source(dataset: DatasetSpec, data_root: str) -> tuple[ClassCata
 def split_sources(dataset: DatasetSpec, split: str, data_root: str) -> list[Source]:
     """The annotation files of a split, relative to ``annotation_root``. Raises UserError for a pattern that no file matches, for a file
     that comes twice, and for shards that are not as they were made."""
-    require_whole(dataset)
+    require_whole(dataset, data_root)
     data_root = annotation_root(dataset, data_root)
     found = sources(getattr(dataset, split), data_root)
     for name, count in Counter(source.annotations for source in found).items():

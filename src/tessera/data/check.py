@@ -95,7 +95,7 @@ def check_dataset(
     pixel, images in two splits, classes that never occur.
     """
     mode: Mode = MODES[dataset.type][0]
-    require_whole(dataset, contents=True)
+    require_whole(dataset, data_root, contents=True)
     catalog = load_catalog(dataset, data_root, mode)
     everything = Findings()
     splits: dict[str, Any] = {}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tessera.files import UserError, digest_file, read_json
+from tessera.files import UserError, digest_file, read_json, workflow_command
 from tessera.spec.lineage import GENERATED_ROOT
 from tessera.spec.schema import DatasetSpec
 from tessera.spec.sources import CONVERTED
 
 
-def require_whole(dataset: DatasetSpec, contents: bool = False) -> None:
+def require_whole(dataset: DatasetSpec, data_root: str, contents: bool = False) -> None:
     """Raises UserError where the shards of a converted dataset are not those of its manifest; ``contents``: by their sha256, not only by name.
 
     A pattern would pass over a shard that is missing. Hidden files, which no pattern matches, do not count.
@@ -19,7 +19,7 @@ def require_whole(dataset: DatasetSpec, contents: bool = False) -> None:
         return
     folder = Path(GENERATED_ROOT) / dataset.name / CONVERTED
     path = folder / "manifest.json"
-    command = f"snakemake --cores 2 {path}"
+    command = workflow_command(path, data_root=data_root)
     advice = f"remove {folder} and convert again: {command}"
     if not path.exists():
         raise UserError(f"{path}: no such file; the dataset is not converted, or its last conversion failed: {command}")

@@ -45,7 +45,7 @@ def build_engine(onnx_path: Path, engine_path: Path, spec: Spec, experiment: str
     graph, header = read_graph(onnx_path)
     inputs = digests(onnx_path.parent, [onnx_path])
     stage = "export" if header.precision == "fp32" else "precision"
-    header.require(onnx_path, stage, lineage(spec, stage, precision=header.precision))
+    header.require(onnx_path, stage, lineage(spec, stage, precision=header.precision), spec.data_root)
     smallest, tuned, largest = _profile(input_shape(graph, onnx_path), spec, onnx_path)
 
     trt = trt_library.load()

@@ -38,13 +38,16 @@ LARGEST = 2**31 - 2**26
 """Bytes of weights that one ONNX file can hold: protobuf's limit of 2 GiB less room for the graph."""
 
 
-def export(model_path: Path, onnx_path: Path, spec: Spec, experiment: str) -> dict[str, Any]:
-    """Writes ``onnx_path`` whole or not at all, and returns a JSON-able report.
+def export(model_path: Path, onnx_path: Path, spec: Spec, experiment: str, own: bool = True) -> dict[str, Any]:
+    """Writes ``onnx_path`` whole or not at all, and returns a JSON-able report. ``own``: ``model_path`` is the experiment's, not another
+    state of such a network, which the lineage then names.
 
     Raises UserError when ``model_path`` was trained from another spec, is too large for one file, or cannot be traced as asked.
     """
     model, trained = load_model(model_path, spec.postprocess)
-    trained.require(model_path, "train", lineage(spec, "train"))
+    origin = {} if own else trained.stand_in(model_path, "train", lineage(spec, "train"))
+    if own:
+        trained.require(model_path, "train", lineage(spec, "train"), spec.data_root)
     size = sum(t.numel() * t.element_size() for t in model.network.state_dict().values())
     if size > LARGEST:
         raise UserError(
@@ -64,7 +67,7 @@ def export(model_path: Path, onnx_path: Path, spec: Spec, experiment: str) -> di
         raise UserError(
             f"{model_path}: PyTorch's exporter could not trace the network ({_cause(error)}); {advice}"
         ) from None
-    header = Header("export", experiment, spec, lineage(spec, "export"), trained.catalog)
+    header = Header("export", experiment, spec, lineage(spec, "export") | origin, trained.catalog)
     write_graph(graph, header, onnx_path)
     _say(
         f"export: wrote {onnx_path}, {onnx_path.stat().st_size / 2**20:.1f} MiB, {len(graph.graph.node)} operators, "

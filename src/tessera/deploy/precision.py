@@ -35,7 +35,7 @@ def to_fp16(onnx_path: Path, out_path: Path, spec: Spec, experiment: str) -> dic
     Raises UserError when ``onnx_path`` is not this spec's export, or its half-precision outputs are not finite.
     """
     graph, header = read_graph(onnx_path)
-    header.require(onnx_path, "export", lineage(spec, "export"))
+    header.require(onnx_path, "export", lineage(spec, "export"), spec.data_root)
     has_plugin = any(node.op_type == PLUGIN for node in graph.graph.node)
     shape = input_shape(graph, onnx_path)
     half = _convert(graph, spec.precision.fp16_keep)

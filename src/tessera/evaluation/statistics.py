@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from tessera.files import UserError, canonical_json, write_bytes
+from tessera.files import UserError, canonical_json, workflow_command, write_bytes
 from tessera.spec.schema import EvaluateSpec
 
 FORMAT = 2
@@ -137,9 +137,9 @@ def write_compressed(path: Path, document: Mapping[str, Any]) -> None:
     write_bytes(path, gzip.compress(canonical_json(document).encode(), compresslevel=6, mtime=0))
 
 
-def read_statistics(path: Path) -> Statistics:
-    """Raises UserError when the file is missing, cut off or something else."""
-    with reading_compressed(path, "statistics", FORMAT) as document:
+def read_statistics(path: Path, data_root: str = "data") -> Statistics:
+    """Raises UserError when the file is missing, cut off or something else; ``data_root`` is told to make it again with."""
+    with reading_compressed(path, "statistics", FORMAT, data_root) as document:
         for key, type_ in (("classes", str), ("things", int), ("counted", int), ("image_ids", int)):
             if not isinstance(document[key], list) or not all(type(value) is type_ for value in document[key]):
                 raise ValueError(f"{key} is no list of {type_.__name__}")
@@ -157,18 +157,20 @@ def read_statistics(path: Path) -> Statistics:
 
 
 @contextlib.contextmanager
-def reading_compressed(path: Path, what: str, version: int) -> Iterator[dict[str, Any]]:
+def reading_compressed(path: Path, what: str, version: int, data_root: str = "data") -> Iterator[dict[str, Any]]:
     """Yields the document without its format, and turns what a missing, cut or foreign file raises, then or while it is taken apart, into
     a UserError."""
+    again = f"evaluate again: `{workflow_command(path, again=True, data_root=data_root)}`"
     try:
         document = json.loads(gzip.decompress(path.read_bytes()))
         if not isinstance(document, dict) or document.pop("format", None) != version:
             raise ValueError(f"its format is not {version}")
         yield document
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; evaluate writes it: `snakemake --cores 2 {path}`") from None
+        command = workflow_command(path, data_root=data_root)
+        raise UserError(f"{path}: no such file; evaluate writes it: `{command}`") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); evaluate again") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {again}") from None
     except (
         EOFError,
         zlib.error,
@@ -180,9 +182,7 @@ def reading_compressed(path: Path, what: str, version: int) -> Iterator[dict[str
         RecursionError,
     ) as error:
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
-        raise UserError(
-            f"{path}: is no file of {what} of this version, or is cut off ({reason}); evaluate again"
-        ) from None
+        raise UserError(f"{path}: is no file of {what} of this version, or is cut off ({reason}); {again}") from None
 
 
 def _columns(name: str, part: Mapping[str, Sequence[float]], images: int, classes: int) -> Columns:

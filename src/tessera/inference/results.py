@@ -45,10 +45,11 @@ def infer(
     folder: Path,
     split_images: Sequence[ImageSource] = (),
     inputs: Mapping[str, str] | None = None,
+    origin: Mapping[str, Any] | None = None,
 ) -> None:
     """Predicts on ``spec.inference.images``, or on ``split_images`` where that is not set, and writes ``folder`` whole or not at all.
 
-    ``inputs``: ``provenance.digests`` of the model.
+    ``inputs``: ``provenance.digests`` of the model; ``origin``: what the lineage says of a model that is not the experiment's own.
     Raises UserError when there is no image, and when a model of instances or detections finds nothing in any of them.
     """
     sources = choose_images(spec, split_images)
@@ -60,7 +61,7 @@ def infer(
         "runtime": predictor.runtime,
         "precision": predictor.precision,
         "source": spec.inference.images or f"the {spec.evaluate.split} split of {spec.dataset.name}",
-        "lineage": lineage(spec, "infer", predictor.runtime, predictor.precision),
+        "lineage": lineage(spec, "infer", predictor.runtime, predictor.precision) | dict(origin or {}),
         "facts": provenance.collect(),
     }
     names = [source.file_name for source in sources]

@@ -27,9 +27,12 @@ def save_model(path: Path, state: dict[str, Tensor], header: Header) -> None:
 def load_model(path: Path, postprocess: PostprocessSpec | None = None) -> tuple[Model, Header]:
     """The model rebuilt from its own header, in evaluation mode on the CPU.
 
-    ``postprocess`` replaces the thresholds of the header's spec. Raises UserError on anything that ``save_model`` did not write.
+    Of a training's checkpoint the weights of its step, which the header's lineage names as ``checkpoint``. ``postprocess`` replaces the
+    thresholds of the header's spec. Raises UserError on anything that ``save_model`` or a training did not write.
     """
     content = read_weights(path)
+    if isinstance(content, dict) and {"network", "optimizer"} <= content.keys():
+        content = _of_checkpoint(content, path)
     if not isinstance(content, dict) or not {"header", "state"} <= content.keys():
         raise UserError(
             f"{path}: holds no `header` and `state`; expected the model.pth of a train stage (weights of other projects "
@@ -50,6 +53,20 @@ def load_model(path: Path, postprocess: PostprocessSpec | None = None) -> tuple[
         ) from None
     model.network.eval()
     return model, header
+
+
+def _of_checkpoint(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """``header`` and ``state`` as model.pth would hold them."""
+    try:
+        header, step = content["header"], content["state"]["step"]
+        position = {"step": step, "epoch": step // content["steps_per_epoch"]}
+        lineage = {**header["lineage"], "checkpoint": position}
+    except (KeyError, TypeError, ZeroDivisionError):
+        raise UserError(
+            f"{path}: is a checkpoint without what it is of (`header`, `state.step`, `steps_per_epoch`), as older versions wrote it; "
+            "use the model.pth of its training, or one that this version wrote"
+        ) from None
+    return {"header": {**header, "lineage": lineage}, "state": content["network"]}
 
 
 def write_weights(path: Path, content: dict[str, Any]) -> None:

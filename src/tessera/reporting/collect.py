@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tessera.files import UserError, read_json
+from tessera.files import UserError, read_json, workflow_command
 from tessera.provenance import seal_holds
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import differences, lineage
@@ -54,16 +54,17 @@ class Evaluation(BaseModel):
         return RowName(self.model, self.backbone, self.dataset, "-".join(self.variants))
 
 
-def read_evaluation(path: Path) -> Evaluation:
-    """Raises UserError naming the file and the key for anything but an evaluation file, and for one that was edited."""
-    document = _read_sealed(path)
+def read_evaluation(path: Path, data_root: str = "data") -> Evaluation:
+    """Raises UserError naming the file and the key for anything but an evaluation file, and for one that was edited. ``data_root`` is told to
+    make it again with."""
+    document = _read_sealed(path, data_root)
     try:
         found = Evaluation.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "the whole file"
         raise UserError(
-            f"{path}: is no evaluation file of this version ({key}: {first['msg']}); make it again with `snakemake --cores 2 {path}`"
+            f"{path}: is no evaluation file of this version ({key}: {first['msg']}); {advice(path, data_root)}"
         ) from None
     for name, value in found.metrics.items():
         if not 0 <= value <= 1:
@@ -94,13 +95,15 @@ def collect(grid: Grid, table: str, results: Path) -> list[Evaluation]:
 def read_expected(grid: Grid, results: Path, experiment: str, runtime: str, precision: str) -> Evaluation:
     """Raises UserError for a file that is missing or damaged, of another experiment, runtime or precision, or made from another spec."""
     path = results / experiment / evaluation_file(runtime, precision)
-    found = read_evaluation(path)
+    found = read_evaluation(path, grid.data_root)
     written, wanted = (found.experiment, found.runtime, found.precision), (experiment, runtime, precision)
     if written != wanted:
         raise UserError(
             f"{path}: says it is of {' '.join(written)}, expected {' '.join(wanted)}; was it copied by hand?"
         )
-    require_lineage(path, found.lineage, lineage(grid.resolve(experiment).spec, "evaluate", runtime, precision))
+    require_lineage(
+        path, found.lineage, lineage(grid.resolve(experiment).spec, "evaluate", runtime, precision), grid.data_root
+    )
     return found
 
 
@@ -121,19 +124,26 @@ def rows_of(evaluations: Iterable[Evaluation]) -> dict[RowName, list[Evaluation]
     return rows
 
 
-def read_document(path: Path, experiment: str, expected: dict[str, Any]) -> dict[str, Any]:
+def read_document(path: Path, experiment: str, expected: dict[str, Any], data_root: str) -> dict[str, Any]:
     """What a stage wrote for ``experiment`` from the lineage ``expected``; raises UserError for anything else."""
-    document = _read_sealed(path)
+    document = _read_sealed(path, data_root)
     if document.get("experiment") != experiment:
         raise UserError(
             f"{path}: says it is of {document.get('experiment')!r}, expected {experiment!r}; was it copied by hand?"
         )
-    require_lineage(path, document.get("lineage"), expected)
+    require_lineage(path, document.get("lineage"), expected, data_root)
     return document
 
 
-def _read_sealed(path: Path) -> dict[str, Any]:
+def advice(path: Path, data_root: str) -> str:
+    """How a file of the workflow that is there, but not as a stage left it, is made again."""
+    return f"make it again with `{workflow_command(path, again=True, data_root=data_root)}`"
+
+
+def _read_sealed(path: Path, data_root: str) -> dict[str, Any]:
     """Raises UserError for anything but a record as a stage left it."""
+    if not path.exists():
+        raise UserError(f"{path}: no such file; make it with `{workflow_command(path, data_root=data_root)}`")
     document = read_json(path)
     if not isinstance(document, dict) or "seal" not in document:
         problem = "carries no seal, because an older version wrote it or by hand"
@@ -141,14 +151,14 @@ def _read_sealed(path: Path) -> dict[str, Any]:
         problem = "was edited after it was written, its seal does not fit its content"
     else:
         return document
-    raise UserError(f"{path}: {problem}; delete it and make it again with `snakemake --cores 2 {path}`")
+    raise UserError(f"{path}: {problem}; {advice(path, data_root)}")
 
 
-def require_lineage(path: Path, found: Any, expected: dict[str, Any]) -> None:
+def require_lineage(path: Path, found: Any, expected: dict[str, Any], data_root: str) -> None:
     """Raises UserError unless the file at ``path`` was made from exactly the present spec."""
     changed = differences(found, expected)
     if changed:
         lines = "\n  ".join(changed[:20])
         raise UserError(
-            f"{path}: was made from another spec than the present one; make it again with `snakemake --cores 2 {path}`\n  {lines}"
+            f"{path}: was made from another spec than the present one; {advice(path, data_root)}\n  {lines}"
         )

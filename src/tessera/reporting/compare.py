@@ -14,7 +14,7 @@ import pandas as pd
 from tessera import provenance
 from tessera.evaluation.statistics import Statistics, base_name, read_statistics
 from tessera.files import UserError, write_json, write_text
-from tessera.reporting.collect import Evaluation, RowName, collect, read_document, rows_of
+from tessera.reporting.collect import Evaluation, RowName, advice, collect, read_document, rows_of
 from tessera.reporting.html import to_html
 from tessera.reporting.statistics import (
     INTERVAL_IMAGES,
@@ -60,7 +60,7 @@ def compare(grid: Grid, table: str, results: Path) -> None:
     if definition.resampled:
         inputs += [statistics_file(path) for path in files.values()]
         metrics = choose_metrics(table, evaluations, definition.metrics)
-        drawn = draw_images(evaluations, files, metrics, definition)
+        drawn = draw_images(evaluations, files, metrics, definition, grid.data_root)
     trainings = {name: results / name / "train.json" for name in dict.fromkeys(e.experiment for e in evaluations)}
     reports = {name: _training(grid, name, path) for name, path in trainings.items()} if definition.parameters else {}
     inputs += [trainings[name] for name in reports]
@@ -134,7 +134,11 @@ def make_table(
 
 
 def draw_images(
-    evaluations: Sequence[Evaluation], files: Mapping[Key, Path], metrics: Sequence[str], definition: Table
+    evaluations: Sequence[Evaluation],
+    files: Mapping[Key, Path],
+    metrics: Sequence[str],
+    definition: Table,
+    data_root: str = "data",
 ) -> dict[Key, Drawn]:
     """Every evaluation on the same resamples of its images, and against its partner. Raises UserError for statistics that do not give the
     evaluation's own metrics, all of them, and for partners on other images."""
@@ -146,7 +150,7 @@ def draw_images(
     for number, evaluation in enumerate(sorted(evaluations, key=lambda one: _key(one) not in references), 1):
         key = _key(evaluation)
         print(f"compare: drawing images of {files[key]}: {number} of {len(evaluations)}", file=sys.stderr)
-        statistics = _read_statistics(files[key], evaluation)
+        statistics = _read_statistics(files[key], evaluation, data_root)
         if key in references:
             held[key] = statistics
         partner = pairs.get(key)
@@ -179,16 +183,17 @@ def partners(evaluations: Sequence[Evaluation], baseline: str | None) -> dict[Ke
     return found
 
 
-def _read_statistics(path: Path, evaluation: Evaluation) -> Statistics:
+def _read_statistics(path: Path, evaluation: Evaluation, data_root: str) -> Statistics:
     """Of the evaluation file ``path``."""
-    statistics = read_statistics(statistics_file(path))
+    statistics = read_statistics(statistics_file(path), data_root)
+    again = advice(path, data_root)
     if len(statistics) != evaluation.images:
         raise UserError(
-            f"{statistics_file(path)}: has {len(statistics)} images, {path.name} beside it {evaluation.images}; evaluate again"
+            f"{statistics_file(path)}: has {len(statistics)} images, {path.name} beside it {evaluation.images}; {again}"
         )
     wrong = disagreements(evaluation.metrics, statistics)
     if wrong:
-        raise UserError(f"{path}: {'; '.join(wrong)}; one of the two files was changed, so evaluate again")
+        raise UserError(f"{path}: {'; '.join(wrong)}; one of the two files was changed; {again}")
     return statistics
 
 
@@ -272,13 +277,12 @@ def sources(evaluations: Sequence[Evaluation], commits: Sequence[str | None]) ->
 
 def _training(grid: Grid, experiment: str, path: Path) -> tuple[int, str | None]:
     """Number of parameters, and the commit that trained."""
-    report = read_document(path, experiment, lineage(grid.resolve(experiment).spec, "train"))
+    report = read_document(path, experiment, lineage(grid.resolve(experiment).spec, "train"), grid.data_root)
     try:
         return int(report["parameters"]["total"]), report["facts"]["commit"]
     except (KeyError, TypeError, ValueError):
         raise UserError(
-            f"{path}: expected `parameters.total` and `facts.commit`, as the stage train writes them; make it again with "
-            f"`snakemake --cores 2 {path}`"
+            f"{path}: expected `parameters.total` and `facts.commit`, as the stage train writes them; {advice(path, grid.data_root)}"
         ) from None
 
 

@@ -97,7 +97,6 @@ def figures(grid: Grid, table: str, results: Path) -> None:
             for suffix in ("png", "pdf"):
                 written.append(folder / f"{name}.{suffix}")
                 save(figure, written[-1])
-                print(written[-1], flush=True)
     document = {
         "table": table,
         "lineage": figures_lineage(grid, table, digests_of(grid)),

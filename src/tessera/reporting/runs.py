@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from tessera.files import UserError
-from tessera.reporting.collect import Evaluation, RowName, collect, read_document, rows_of
+from tessera.files import UserError, workflow_command
+from tessera.reporting.collect import Evaluation, RowName, advice, collect, read_document, rows_of
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import lineage
 
@@ -50,36 +50,38 @@ def collect_rows(grid: Grid, table: str, results: Path) -> list[Row]:
     for experiment, evaluations in by_experiment.items():
         first = evaluations[0]
         folder, spec = results / experiment, grid.resolve(experiment).spec
-        read_document(folder / "train.json", experiment, lineage(spec, "train"))
+        read_document(folder / "train.json", experiment, lineage(spec, "train"), grid.data_root)
         inference = folder / "inference"
-        index = read_document(inference / "index.json", experiment, lineage(spec, "infer"))
+        index = read_document(inference / "index.json", experiment, lineage(spec, "infer"), grid.data_root)
         images = index.get("images")
         if not isinstance(images, list) or not images or not all(_is_image(image) for image in images):
             raise UserError(
                 f"{inference / 'index.json'}: expected a list `images` of objects with `file_name` and `overlay`; "
-                f"make it again with `snakemake --cores 2 {inference / 'index.json'}`"
+                f"{advice(inference / 'index.json', grid.data_root)}"
             )
-        run = Run(experiment, first.seed, evaluations, read_curves(folder / "metrics.csv"), inference, images)
+        curves = read_curves(folder / "metrics.csv", grid.data_root)
+        run = Run(experiment, first.seed, evaluations, curves, inference, images)
         found.setdefault(first.row, []).append(run)
     labels = row_labels(list(found))
     return [Row(label, runs) for label, runs in zip(labels, found.values(), strict=True)]
 
 
-def read_curves(path: Path) -> pd.DataFrame:
-    """Raises UserError for anything but a table of numbers with the columns ``epoch`` and ``step``; no rows are fine."""
+def read_curves(path: Path, data_root: str = "data") -> pd.DataFrame:
+    """Raises UserError for anything but a table of numbers with the columns ``epoch`` and ``step``; no rows are fine. ``data_root`` is told to
+    make it again with."""
     try:
         curves = pd.read_csv(path)
         curves = curves.astype(float)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; make it with `snakemake --cores 2 {path}`") from None
+        raise UserError(f"{path}: no such file; make it with `{workflow_command(path, data_root=data_root)}`") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected what the stage train writes") from None
     except (ValueError, pd.errors.ParserError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: is no table of numbers ({reason}); expected what the stage train writes") from None
+        raise UserError(f"{path}: is no table of numbers ({reason}); {advice(path, data_root)}") from None
     missing = [name for name in ("epoch", "step") if name not in curves]
     if missing:
-        raise UserError(f"{path}: has no column {', '.join(missing)}; expected what the stage train writes")
+        raise UserError(f"{path}: has no column {', '.join(missing)}; {advice(path, data_root)}")
     ended = curves[curves["train_loss"].notna()] if "train_loss" in curves else curves.iloc[:0]
     if len(ended):
         last = ended.iloc[-1]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tessera.files import UserError, canonical_json, read_json, write_json
+from tessera.files import UserError, canonical_json, read_json, workflow_command, write_json
 from tessera.spec.compose import Grid, GridFile, Table, load_grid
 from tessera.spec.describe import closest
 from tessera.spec.dvc import refuse_unsafe_repro
@@ -199,8 +199,7 @@ class Plan:
         markers = [path for dataset in sorted(datasets) for path in self._markers(dataset)]
         lost = [path for path in dict.fromkeys(markers) if path not in made and not Path(path).exists()]
         if lost:
-            root = [] if self.data_root == self.grid.file.data_root else ["--config", f"data_root={self.data_root}"]
-            command = shlex.join(["snakemake", "--cores", "2", *lost, *root])
+            command = workflow_command(*lost, data_root=self.data_root)
             raise UserError(
                 f"{', '.join(lost)}: no such file, so these data are gone, and what is about to run needs them; make them again with "
                 f"`{command}`, then start this one again"

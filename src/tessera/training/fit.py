@@ -24,6 +24,7 @@ from tessera.data.datamodule import train_loader
 from tessera.files import UserError
 from tessera.models import build_model
 from tessera.models.base import Model
+from tessera.provenance import Header
 from tessera.spec.lineage import lineage
 from tessera.spec.schema import PostprocessSpec, Spec
 from tessera.structures import Batch
@@ -101,7 +102,11 @@ def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Ha
         state,
         restored,
         plan.folder,
-        {"lineage": lineage(spec, "train"), "steps_per_epoch": plan.steps_per_epoch},
+        {
+            "header": Header("train", experiment, spec, lineage(spec, "train"), catalog).to_json(),
+            "lineage": lineage(spec, "train"),
+            "steps_per_epoch": plan.steps_per_epoch,
+        },
         Validation(spec, catalog, model) if plan.validates else None,
         progress,
         stop,
@@ -128,6 +133,7 @@ def _announce(spec: Spec, plan: Plan, state: State, hardware: Hardware) -> None:
         f"{begin}: {spec.train.num_epochs} epochs of {plan.steps_per_epoch} steps, {where}, {hardware.precision}; resume state in "
         f"{plan.folder.path}"
     )
+    say(f"curves and pictures: `tensorboard --logdir {plan.folder.path / 'tensorboard'}`")
     if not plan.validates:
         say("no val split in the dataset: training without validation")
 

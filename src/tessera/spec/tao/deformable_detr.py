@@ -325,7 +325,7 @@ def _sources(settings: Settings) -> Mapping[str, Any]:
     if len(folders) > 1:
         settings.note(
             "dataset.infer_data_sources",
-            f"one folder per call here; for the others say `tessera infer <experiment> inference.images=...`: {', '.join(folders[1:])}",
+            f"one folder per call here; for the others say `tessera infer <experiment> inference.images=... --out FOLDER`: {', '.join(folders[1:])}",
         )
     if infer.get("classmap") and _is_path(settings, "dataset.infer_data_sources", "classmap", infer["classmap"]):
         found["dataset.label_map"] = shared.data_path(infer["classmap"])

@@ -117,7 +117,7 @@ DRY_RUN = same(
     "train.is_dry_run",
     TRUTH,
     False,
-    "for a trial run give train.num_epochs=1 train.iters_per_epoch=1 to `tessera train`",
+    "for a trial run give train.num_epochs=1 train.iters_per_epoch=1 and --out FOLDER to `tessera train`",
 )
 DISTRIBUTED = taken(
     "train.distributed_strategy",

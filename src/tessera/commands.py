@@ -1,0 +1,378 @@
+"""What the command of a stage does around the stage: which spec and model it reads, where it may write, and what it says at the end.
+
+Everything heavy is imported where it is used, as in ``cli``.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tessera import gpus
+from tessera.files import UserError, read_json, workflow_command, write_json
+from tessera.provenance import OtherSpecError, digests, sealed
+from tessera.spec import planning
+from tessera.spec.lineage import RUNTIMES, lineage, lineage_digest
+from tessera.spec.planning import RUN_STAGES, record_file, statistics_file
+
+if TYPE_CHECKING:
+    from tessera.inference.predictor import Predictor
+    from tessera.inference.sources import ImageSource
+    from tessera.spec.compose import Resolved
+    from tessera.spec.schema import Spec, ViewsSpec
+
+RESULTS = Path(planning.RESULTS)
+ELSEWHERE = Path("out")
+"""Where a refused command is told to write."""
+
+SUFFIXES = {"torch": ".pth", "onnx": ".onnx", "trt": ".engine"}
+"""Of the model that a runtime executes."""
+
+MAKES = {"export": ".onnx", "precision": ".onnx", "engine": ".engine", "parity": ".json", "evaluate": ".json"}
+"""How ``--out`` ends by stage; the others make a folder."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One call of a stage."""
+
+    verb: str
+    resolved: Resolved
+    overrides: Sequence[str] = ()
+    runtime: str = "torch"
+    precision: str = "fp32"
+    checkpoint: Path | None = None
+    """Model file in place of the experiment's own."""
+    out: Path | None = None
+    """What is made in place of the experiment's own file or folder."""
+    data_root: str | None = None
+    """As it was given on the command line."""
+
+    @property
+    def name(self) -> str:
+        return self.resolved.name
+
+    @property
+    def spec(self) -> Spec:
+        return self.resolved.spec
+
+    @property
+    def changed(self) -> str | None:
+        """What makes the result another one than the workflow's, in the words of the command line."""
+        if self.overrides:
+            return self.overrides[0]
+        return None if self.checkpoint is None else f"--checkpoint {self.checkpoint}"
+
+    @property
+    def made(self) -> Path:
+        """The file that the stage makes, or the folder that it fills."""
+        return self.own if self.out is None else self.out
+
+    @property
+    def own(self) -> Path:
+        """The same where the workflow has it."""
+        folder, record = RESULTS / self.name, record_file(self.verb, self.runtime, self.precision)
+        if self.verb in ("export", "precision", "engine"):
+            return model_file(self.name, "trt" if self.verb == "engine" else "onnx", self.precision)
+        return folder / record if self.verb in MAKES else (folder / record).parent
+
+    @property
+    def record(self) -> Path:
+        """The JSON that the stage leaves; of a model that is written elsewhere it lies beside it and has its name."""
+        record = RESULTS / self.name / record_file(self.verb, self.runtime, self.precision)
+        if self.out is None:
+            return record
+        if self.verb not in MAKES:
+            return self.out / record.name
+        return self.out if MAKES[self.verb] == ".json" else self.out.with_name(self.out.name + ".json")
+
+    @property
+    def model(self) -> Path:
+        """What the stage reads."""
+        return self.checkpoint or model_file(self.name, self.runtime, self.precision)
+
+    def digests(self, *paths: Path) -> dict[str, str]:
+        """By their place beside the record, as far as they are there: a missing one is refused when it is opened."""
+        return digests(self.record.parent, [path for path in paths if path.is_file()])
+
+    def command(self, out: Path) -> str:
+        """The same call with ``--out``."""
+        words = ["tessera", self.verb, self.name, *self.overrides]
+        if self.verb in RUN_STAGES and self.runtime != ("onnx" if self.verb == "parity" else "torch"):
+            words += ["--runtime", self.runtime]
+        if self.precision != ("fp16" if self.verb == "precision" else "fp32"):
+            words += ["--precision", self.precision]
+        words += [] if self.checkpoint is None else ["--checkpoint", str(self.checkpoint)]
+        words += [] if self.data_root is None else ["--data-root", self.data_root]
+        return shlex.join([*words, "--out", str(out)])
+
+
+def open_job(
+    verb: str,
+    experiment: str,
+    overrides: Sequence[str] | None,
+    data_root: str | None = None,
+    expect: str | None = None,
+    runtime: str = "torch",
+    precision: str = "fp32",
+    checkpoint: Path | None = None,
+    out: Path | None = None,
+) -> Job:
+    """Resolves the spec and makes sure that it is still the one the workflow planned with (``expect``), and that nothing of the workflow's is
+    going to be replaced by something else. Raises UserError."""
+    from tessera.spec.compose import load_grid
+
+    if runtime not in RUNTIMES:
+        raise UserError(f"--runtime {runtime}: expected one of {', '.join(RUNTIMES)}")
+    require_precision(precision, ("fp16",) if verb == "precision" else ("fp32", "fp16"))
+    if verb in RUN_STAGES and runtime == "torch" and precision != "fp32":
+        raise UserError(
+            f"--precision {precision}: PyTorch evaluates the trained fp32 weights; choose --runtime onnx or trt"
+        )
+    overrides = tuple(overrides or ())
+    resolved = load_grid(data_root=data_root).resolve(experiment, overrides)
+    job = Job(verb, resolved, overrides, runtime, precision, checkpoint, out, data_root)
+    found = lineage_digest(resolved.spec, verb, runtime, precision)
+    if expect is not None and found != expect:
+        raise UserError(
+            f"{experiment}: the configuration or the dataset changed while the workflow was running "
+            f"(planned {expect}, now {found}); run snakemake again"
+        )
+    _require_model(job)
+    if out is not None and not job.changed and out.resolve() == job.own.resolve():
+        job = replace(job, out=None)
+    _require_place(job, planned=expect is not None)
+    if verb == "train":
+        gpus.hold(resolved.spec.train.processes, resolved.spec.train.gpu_ids)
+    elif runtime == "trt" or verb == "engine" or (runtime == "torch" and verb in ("evaluate", "infer")):
+        gpus.hold()
+    return job
+
+
+def run(job: Job, checkpoints: Path = Path("checkpoints")) -> None:
+    """``checkpoints``: root of the resume state, for a training."""
+    try:
+        if job.verb == "train":
+            from tessera.training.train import train
+
+            train(job.spec, job.name, job.made, checkpoints)
+        else:
+            {
+                "export": _export,
+                "precision": _precision,
+                "engine": _engine,
+                "parity": _parity,
+                "evaluate": _evaluate,
+                "infer": _infer,
+            }[job.verb](job)
+    except OtherSpecError as error:
+        if not job.overrides:
+            raise
+        raise UserError(
+            f"{error.path}: was made from another spec than these overrides give, and it is not made again here: `tessera train "
+            f"{shlex.join([job.name, *job.overrides])} --out DIR` trains such a model, and --checkpoint DIR/model.pth takes it\n{error.lines}"
+        ) from None
+
+
+def require_precision(precision: str, allowed: tuple[str, ...] = ("fp32", "fp16")) -> None:
+    if precision not in allowed:
+        raise UserError(f"--precision {precision}: expected {' or '.join(allowed)}; int8 is not available yet")
+
+
+def model_file(experiment: str, runtime: str = "torch", precision: str = "fp32") -> Path:
+    return RESULTS / experiment / ("model" + ("" if precision == "fp32" else f".{precision}") + SUFFIXES[runtime])
+
+
+def device_of(runtime: str) -> str:
+    """The rules of ONNX Runtime take no GPU, so another stage may be computing on it."""
+    return "cpu" if runtime == "onnx" else "auto"
+
+
+def _require_model(job: Job) -> None:
+    """The file that ``--checkpoint`` names fits the runtime."""
+    if job.checkpoint is None:
+        return
+    if not job.checkpoint.is_file():
+        raise UserError(f"--checkpoint {job.checkpoint}: no such file")
+    if job.checkpoint.suffix != SUFFIXES[job.runtime]:
+        raise UserError(
+            f"--checkpoint {job.checkpoint}: expected a name that ends in {SUFFIXES[job.runtime]}, which --runtime {job.runtime} executes"
+        )
+
+
+def require_outside(out: Path, advice: str = "name a place outside") -> None:
+    """Raises UserError where ``out`` lies in the workflow's own tree."""
+    if out.resolve().is_relative_to(RESULTS.resolve()):
+        raise UserError(f"--out {out}: what lies below {RESULTS} is the workflow's alone; {advice}")
+
+
+def _require_place(job: Job, planned: bool) -> None:
+    """Nothing of the workflow's is replaced by what the workflow would not make. ``planned``: the workflow itself calls."""
+    elsewhere = f"write elsewhere: `{job.command(ELSEWHERE / job.own.relative_to(RESULTS))}`"
+    if job.out is None:
+        if job.changed:
+            raise UserError(f"{job.changed}: {job.own} is the workflow's, which makes it without that; {elsewhere}")
+        if not planned and job.data_root is not None and _is_of_another_lineage(job):
+            raise UserError(
+                f"--data-root {job.data_root}: {job.own} is there, made from other data or keys; {elsewhere}"
+            )
+    elif job.changed or not planned:
+        ending = MAKES.get(job.verb)
+        if ending is not None and job.out.suffix != ending:
+            raise UserError(f"--out {job.out}: expected the name of a file that ends in {ending}")
+        if ending is None and job.out.exists() and not job.out.is_dir():
+            raise UserError(f"--out {job.out}: is a file, expected a folder or nothing")
+        require_outside(job.out, elsewhere)
+
+
+def _is_of_another_lineage(job: Job) -> bool:
+    """What the stage made before; False where it made nothing."""
+    if not job.record.is_file():
+        return False
+    document = read_json(job.record)
+    found = document.get("lineage") if isinstance(document, dict) else None
+    return found != lineage(job.spec, job.verb, job.runtime, job.precision)
+
+
+def _export(job: Job) -> None:
+    from tessera.deploy.export import export
+
+    inputs = job.digests(job.model)
+    report = export(job.model, job.made, job.spec, job.name, own=job.checkpoint is None)
+    write_json(job.record, sealed(report, inputs, job.digests(job.made)))
+    _said(job)
+
+
+def _precision(job: Job) -> None:
+    from tessera.deploy.precision import to_fp16
+
+    source = model_file(job.name, "onnx")
+    inputs = job.digests(source)
+    report = to_fp16(source, job.made, job.spec, job.name)
+    write_json(job.record, sealed(report, inputs, job.digests(job.made)))
+    _said(job)
+
+
+def _engine(job: Job) -> None:
+    from tessera.deploy.engine import build_engine
+
+    build_engine(model_file(job.name, "onnx", job.precision), job.made, job.spec, job.name)
+
+
+def _parity(job: Job) -> None:
+    from tessera.data.datamodule import eval_loader
+    from tessera.deploy.parity import check_parity
+    from tessera.spec.schema import ViewsSpec
+
+    spec, device = job.spec, device_of(job.runtime)
+    inputs = job.digests(model_file(job.name), job.model)
+    reference, _ = _predictor(replace(job, runtime="torch", precision="fp32"), device, ViewsSpec())
+    candidate, _ = _predictor(job, device, ViewsSpec())
+    loader = eval_loader(
+        spec,
+        reference.header.catalog,
+        spec.evaluate.split,
+        fixed_size=candidate.input_size,
+        limit=spec.parity.images,
+        max_batch=candidate.max_batch,
+    )
+    report = check_parity(reference, candidate, loader, spec)
+    write_json(job.record, sealed(report, inputs))
+    worst = max(report["differences"].values(), key=lambda difference: difference["share_of_std"])["share_of_std"]
+    print(
+        f"{report['images']} images, largest difference {worst:.2g} of the standard deviation (tolerance {report['tolerance']:g})"
+    )
+    _said(job)
+
+
+def _evaluate(job: Job) -> None:
+    from tessera.data.datamodule import eval_loader
+    from tessera.evaluation.evaluate import evaluate
+    from tessera.evaluation.statistics import Limits
+
+    spec = job.spec
+    inputs = job.digests(job.model)
+    predictor, origin = _predictor(job, device_of(job.runtime))
+    catalog = predictor.header.catalog
+    loader = eval_loader(
+        spec, catalog, spec.evaluate.split, fixed_size=predictor.input_size, max_batch=predictor.max_batch
+    )
+    limits = Limits.of(spec.evaluate)
+    evaluation = evaluate(predictor, loader, catalog, predictor.mode, classes=spec.evaluate.classes, limits=limits)
+    predictions, statistics = job.record.with_suffix(".predictions.json.gz"), statistics_file(job.record)
+    evaluation.write_predictions(predictions)
+    evaluation.write_statistics(statistics)
+    document = evaluation.to_json(
+        experiment=job.name,
+        parts=job.resolved.parts,
+        spec=spec,
+        runtime=job.runtime,
+        precision=job.precision,
+        lineage=lineage(spec, "evaluate", job.runtime, job.precision) | origin,
+    )
+    write_json(job.record, sealed(document, inputs, job.digests(predictions, statistics)))
+    print(evaluation.summary(), flush=True)
+    for remark in document["remarks"]:
+        print(f"evaluate: warning: {remark}", file=sys.stderr, flush=True)
+    _tell(origin)
+    _said(job, predictions, statistics)
+
+
+def _infer(job: Job) -> None:
+    from tessera.inference.results import infer
+
+    spec = job.spec
+    inputs = job.digests(job.model)
+    predictor, origin = _predictor(job, device_of(job.runtime))
+    images: list[ImageSource] = []
+    if spec.inference.images is None:
+        images = _split_images(job, predictor)
+    infer(predictor, spec, job.made, images, inputs, origin)
+    _tell(origin)
+    print(f"wrote {job.made}", flush=True)
+
+
+def _split_images(job: Job, predictor: Predictor) -> list[ImageSource]:
+    from tessera.data.datasets import open_dataset
+    from tessera.inference.sources import ImageSource
+
+    spec = job.spec
+    split = open_dataset(spec.dataset, spec.evaluate.split, predictor.header.catalog, spec.model.mode, spec.data_root)
+    return [
+        ImageSource(split.image_path(index), split.file_names[index], split.image_ids[index])
+        for index in range(len(split))
+    ]
+
+
+def _predictor(job: Job, device: str, testing: ViewsSpec | None = None) -> tuple[Predictor, dict[str, Any]]:
+    """The stage's model, and what its lineage says beside the spec's own: where the model is the experiment's own, nothing, and one that was
+    made from another spec is refused. ``testing`` replaces the spec's."""
+    from tessera.inference import load_predictor
+
+    path, spec = job.model, job.spec
+    precision = "fp32" if job.runtime == "torch" else job.precision
+    stage = {"torch": "train", "onnx": "export" if precision == "fp32" else "precision", "trt": "engine"}[job.runtime]
+    if not path.exists():
+        raise UserError(f"{path}: no such file; make it with `{workflow_command(path, data_root=spec.data_root)}`")
+    predictor = load_predictor(path, spec.postprocess, device, testing or spec.testing)
+    expected = lineage(spec, stage, precision=precision)
+    if job.checkpoint is not None:
+        return predictor, predictor.header.stand_in(path, stage, expected)
+    predictor.header.require(path, stage, expected, spec.data_root)
+    return predictor, {}
+
+
+def _tell(origin: dict[str, Any]) -> None:
+    """Of a model that is not the experiment's own."""
+    for found in origin.values():
+        step = f", step {found['step']} (epoch {found['epoch']})" if "step" in found else ""
+        print(f"weights of {found['file']}{step}", flush=True)
+
+
+def _said(job: Job, *beside: Path) -> None:
+    names = ", ".join(path.name for path in (job.record, *beside) if path != job.made)
+    print(f"wrote {job.made}{f' and beside it {names}' if names else ''}", flush=True)
