@@ -17,6 +17,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -263,10 +264,73 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
 
 
+_IRREGULAR = {
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_input(path: Path) -> BufferedReader:
+    """Opens what a user names as a file. Raises OSError, also for what only looks like a file: reading a FIFO would wait for ever."""
+    return open(path, "rb", opener=_open_regular)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    try:
+        handle = os.open(path, flags | os.O_NONBLOCK)
+    except FileNotFoundError:
+        if not os.path.islink(path):  # noqa: PTH114
+            raise
+        raise OSError(errno.EINVAL, f"a link to {os.readlink(path)}, which does not exist", path) from None  # noqa: PTH115
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise OSError(errno.EINVAL, "a socket or device, expected a regular file", path) from None
+    kind = _IRREGULAR.get(stat.S_IFMT(os.fstat(handle).st_mode))
+    if kind is None:
+        return handle
+    os.close(handle)
+    raise OSError(errno.EINVAL, f"{kind}, expected a regular file", path)
+
+
+def require_file(path: Path, expected: str) -> None:
+    """Raises UserError where ``path`` is no file that can be opened; ``expected`` completes "expected ..."."""
+    try:
+        open_input(path).close()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected {expected}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, expected {expected}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
+
+
+def read_text(path: Path) -> str:
+    """Raises OSError as ``open_input`` does, and UnicodeDecodeError."""
+    with open_input(path) as stream:
+        return decode_text(stream.read())
+
+
+def is_text(value: str) -> bool:
+    """False where it holds half a pair of surrogates, which no file can be given as UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def decode_text(content: bytes) -> str:
+    """UTF-8, or UTF-16 as editors of Windows write it, without a byte order mark."""
+    return content.decode(json.detect_encoding(content[:4]))
+
+
 def read_json(path: Path) -> Any:
-    """Raises UserError with the position when the file is missing, is not UTF-8 or is not JSON."""
+    """Raises UserError with the position when the file is missing, is neither UTF-8 nor UTF-16, or is not JSON."""
     with reading_json(path):
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path))
 
 
 @contextlib.contextmanager
@@ -279,7 +343,9 @@ def reading_json(path: Path) -> Iterator[None]:
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, expected a JSON file") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); expected a JSON file") from None
+        raise UserError(
+            f"{path}: not {error.encoding.upper()} text (byte {error.start}); expected a JSON file"
+        ) from None
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}); is the file cut off?"
@@ -303,7 +369,7 @@ def digest_text(text: str) -> str:
 
 def digest_file(path: Path) -> str:
     """sha256 of the content in hexadecimal, read in pieces."""
-    with path.open("rb") as stream:
+    with open_input(path) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 
+from tessera.data.catalog import load_catalog
 from tessera.data.coco import _expand, parse_segmentation
+from tessera.data.datasets import index_dataset
 from tessera.data.reader import Findings
 from tessera.data.transforms import augment
 from tessera.files import UserError
@@ -146,11 +148,23 @@ def test_compressed_run_lengths_expand_as_pycocotools_writes_them(counts: list[i
     ("change", "message"),
     [
         ({"category_id": 5}, "category_id 5 in 1 record(s) is not among the 3 classes"),
-        ({"category_id": 0}, "expected a whole number above 0"),
+        ({"category_id": -1}, "expected a whole number of 0 or more"),
+        ({"category_id": "7"}, "category_id '7' in 1 record(s), expected a whole number"),
+        ({"category_id": 0}, "category_id 0 in 1 record(s) is not among the 3 classes"),
         ({"category_id": None}, "category_id None"),
-        ({"id": 0}, "id that is not a whole number above 0"),
+        ({"id": -1}, "id that is not a whole number of 0 or more (the first: -1)"),
+        ({"id": 2.5}, "id that is not a whole number of 0 or more (the first: 2.5)"),
         ({"id": 1}, "annotation id 1 occurs 2 times"),
+        ({"id": 1.0}, "annotation id 1 occurs 2 times"),
         ({"image_id": 99}, "images that are not listed (image_id 99)"),
+        ({"image_id": "1"}, "images that are not listed (image_id '1')"),
+        ({"iscrowd": "0"}, "1.png, annotation 2: iscrowd is '0', expected 0 or 1"),
+        ({"iscrowd": "false"}, "1.png, annotation 2: iscrowd is 'false', expected 0 or 1"),
+        ({"iscrowd": 2}, "iscrowd is 2, expected 0 or 1"),
+        ({"area": -4}, "1.png, annotation 2: area is -4, expected a finite number above 0"),
+        ({"area": "25"}, "area is '25', expected a finite number"),
+        ({"area": True}, "area is True, expected a finite number"),
+        ({"area": float("nan")}, "area is nan, expected a finite number"),
     ],
 )
 def test_faulty_records_are_refused(change: dict, message: str, tmp_path: Path) -> None:
@@ -162,7 +176,21 @@ def test_faulty_records_are_refused(change: dict, message: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "name", ["../secret.png", "/etc/passwd", "a/../../b.png", "C:\\x.png", "C:x.png", "..", "", "."]
+    "name",
+    [
+        "../secret.png",
+        "/etc/passwd",
+        "a/../../b.png",
+        "..\\x.png",
+        "C:\\x.png",
+        "C:x.png",
+        "\\\\host\\x.png",
+        "https://host/x.png",
+        "a\ud800.png",
+        "..",
+        "",
+        ".",
+    ],
 )
 def test_hostile_file_names_are_refused(name: str, tmp_path: Path) -> None:
     dataset = write_coco(tmp_path, [])
@@ -195,3 +223,30 @@ def test_a_panoptic_file_gets_advice(tmp_path: Path) -> None:
     dataset = write_coco(tmp_path, [{"file_name": "1.png", "segments_info": []}], label_map=LABEL_MAP)
     with pytest.raises(UserError, match=r"Set dataset\.type to coco_panoptic"):
         opened(dataset, tmp_path, "instance")
+
+
+def test_faults_of_one_field_are_counted_not_repeated(tmp_path: Path) -> None:
+    items = [{"id": n, "category_id": 7, "segmentation": SQUARE, "iscrowd": "0", "area": -n} for n in range(1, 101)]
+    with pytest.raises(UserError, match=r"2 problem\(s\)") as caught:
+        opened(write_coco(tmp_path, items), tmp_path, "instance")
+    assert "1.png, annotation 1: iscrowd is '0'" in str(caught.value)
+    assert str(caught.value).count("so in 100 records, this being the first") == 2
+
+
+def test_an_area_of_0_is_measured_and_told(tmp_path: Path) -> None:
+    findings = Findings()
+    dataset = write_coco(
+        tmp_path,
+        [
+            {"id": 1, "category_id": 7, "segmentation": SQUARE, "area": 0},
+            {"id": 2, "category_id": 7, "segmentation": SQUARE},
+            {"id": 3, "category_id": 7, "segmentation": SQUARE, "area": 99.5, "iscrowd": True},
+        ],
+    )
+    catalog = load_catalog(dataset, str(tmp_path), "instance")
+    reader = index_dataset(dataset, "train", catalog, "instance", str(tmp_path), findings)
+    target = reader.read(0).target
+    assert target.areas.tolist() == [24, 24, 99.5] and target.iscrowd.tolist() == [False, False, True]
+    assert findings.errors == [] and dict(findings.warnings) == {
+        "annotation whose area is 0, taken as not given: it is measured": 1
+    }

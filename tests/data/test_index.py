@@ -26,7 +26,7 @@ from tessera.data.columns import Texts
 from tessera.data.datasets import open_dataset
 from tessera.data.joined import JoinedDataset
 from tessera.data.json_stream import members
-from tessera.data.reader import Findings, SegmentationDataset, box_target, is_number
+from tessera.data.reader import Findings, SegmentationDataset, box_target
 from tessera.files import UserError, digest_file, read_json
 from tessera.ops.rle import encode_masks
 from tessera.spec.schema import DatasetSpec, SplitSpec
@@ -69,7 +69,7 @@ def annotation(number: int, images: int, dice: random.Random) -> dict[str, Any]:
         "image_id": dice.randint(1, images),
         "category_id": dice.choice([2, 7, 90]),
         "bbox": [any_number(dice) for _ in range(4)],
-        "area": dice.choice([any_number(dice), None, "much", True]),
+        "area": dice.choice([any_number(dice), None, 0, 0.0]),
         "iscrowd": dice.choice([0, 1, 0.0, None, True]),
         "segmentation": segmentation(dice),
         "note": {"é": ["\u20ac", {}]},
@@ -86,7 +86,7 @@ def plain_targets(path: Path, mode: str) -> list[Target]:
     by_image = defaultdict(list)
     for item in content["annotations"]:
         if item["category_id"] in LABELS:
-            by_image[item["image_id"]].append({"area": None, "iscrowd": None, **item})
+            by_image[item["image_id"]].append({"iscrowd": None, **item, "area": item.get("area") or None})
     targets = []
     for image in sorted(content["images"], key=lambda image: image["id"]):
         items = by_image[image["id"]]
@@ -97,7 +97,7 @@ def plain_targets(path: Path, mode: str) -> list[Target]:
         kept = [(item, mask) for item, mask in pairs if mask is not None]
         masks = torch.from_numpy(np.stack([np.zeros(SIZE, bool), *(mask for _, mask in kept)]))[1:]
         corners = [[x, y, x + width, y + height] for x, y, width, height in (item["bbox"] for item, _ in kept)]
-        areas = [float(item["area"]) if is_number(item["area"]) else float(mask.sum()) for item, mask in kept]
+        areas = [float(item["area"] or mask.sum()) for item, mask in kept]
         targets.append(
             Target(
                 labels=torch.tensor([LABELS[item["category_id"]] for item, _ in kept], dtype=torch.int64),

@@ -234,7 +234,7 @@ def test_all_faults_come_at_once_and_nothing_is_replaced() -> None:
     convert()
     before = content()
     labels("a/labels/000.txt", "Car\n", "Car 1\n")
-    Path("raw/a/labels/001.txt").write_bytes(b"\xff\xfe")
+    Path("raw/a/labels/001.txt").write_bytes(b"\xff\xff")
     picture("a/images/002.jpg")
     Path("raw/a/images/003.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"below raw: 5 problem\(s\)") as caught:
@@ -438,10 +438,16 @@ def test_training_reads_what_the_demo_drew() -> None:
 
 
 FAULTS: dict[str, tuple[Any, str]] = {
-    "annotation of no image": (lambda value: value["annotations"][0].update(image_id=9), "no image has the id 9"),
-    "unknown class": (lambda value: value["annotations"][0].update(category_id=9), "category_id 9 is not among the 2"),
-    "corners": (lambda value: value["annotations"][0].update(bbox=[5, 5, -1, 1]), "with sides of 0 or more"),
-    "repeated id": (lambda value: value["images"][1].update(id=1), "the id 1, expected a whole number of its own"),
+    "annotation of no image": (
+        lambda value: value["annotations"][0].update(image_id=9),
+        "images that are not listed (image_id 9)",
+    ),
+    "unknown class": (
+        lambda value: value["annotations"][0].update(category_id=9),
+        "category_id 9 in 1 record(s) is not among the 2",
+    ),
+    "corners": (lambda value: value["annotations"][0].update(bbox=[5, 5, -1, 1]), "whose width or height is negative"),
+    "repeated id": (lambda value: value["images"][1].update(id=1), "image id 1 occurs 2 times"),
     "repeated name": (
         lambda value: value["images"][1].update(file_name="a/images/000.jpg"),
         "a/images/000.jpg: another image has the label file 000.txt",
@@ -450,6 +456,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
         lambda value: value["annotations"][0].update(bbox=[1e40, 0, 2e-40, 1]),
         "corners of 64 digits at most",
     ),
+    "crowd of text": (lambda value: value["annotations"][0].update(iscrowd="0"), "iscrowd is '0', expected 0 or 1"),
     "name that leaves": (lambda value: value["images"][1].update(file_name="../x.png"), "without '..'"),
 }
 

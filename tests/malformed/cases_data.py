@@ -20,7 +20,9 @@ from tests.malformed.project import (
     Break,
     Case,
     cut,
+    dangling,
     edit,
+    fifo,
     folder,
     merged,
     picture,
@@ -140,7 +142,7 @@ ANNOTATIONS = [
         "panoptic-category-that-is-a-list",
         CHECK,
         "category_id '[1]' in 1 record(s)",
-        ("expected a whole number above 0",),
+        ("expected a whole number of 0 or more",),
         (edit(PANOPTIC, put("annotations.1.segments_info.0.category_id", [1])),),
     ),
     Case(
@@ -266,13 +268,60 @@ ANNOTATIONS = [
         ("`segments_info`", "dataset.type is coco"),
         (lambda project: (project / OBJECTS).write_bytes((project / PANOPTIC).read_bytes()),),
     ),
-    Case(
-        "objects-id-0",
-        CHECK_OBJECTS,
-        "1 annotation(s) have an id that is not a whole number above 0",
-        ("the first: 0",),
-        (edit(OBJECTS, put("annotations.0.id", 0)),),
+    *(
+        Case(
+            f"objects-id-{name}",
+            CHECK_OBJECTS,
+            "1 annotation(s) have an id that is not a whole number of 0 or more",
+            (f"the first: {value!r}",),
+            (edit(OBJECTS, put("annotations.0.id", value)),),
+        )
+        for name, value in (("negative", -1), ("text", "1"), ("half", 1.5), ("bool", True), ("missing", None))
     ),
+    *(
+        Case(
+            f"objects-iscrowd-{name}",
+            CHECK_OBJECTS,
+            f"train_00000.png, annotation 1: iscrowd is {value!r}, expected 0 or 1",
+            (),
+            (edit(OBJECTS, put("annotations.0.iscrowd", value)),),
+        )
+        for name, value in (("text-0", "0"), ("text-false", "false"), ("two", 2), ("list", []), ("nan", float("nan")))
+    ),
+    *(
+        Case(
+            f"objects-area-{name}",
+            CHECK_OBJECTS,
+            f"train_00000.png, annotation 1: area is {value!r}, expected a finite number above 0",
+            (),
+            (edit(OBJECTS, put("annotations.0.area", value)),),
+        )
+        for name, value in (("negative", -1), ("text", "12.5"), ("nan", float("nan")), ("infinite", float("inf")))
+    ),
+    Case(
+        "panoptic-iscrowd-of-text",
+        CHECK,
+        "iscrowd is '0', expected 0 or 1",
+        ("so in 3 records",),
+        (
+            edit(
+                PANOPTIC,
+                lambda value: [item["segments_info"][0].update(iscrowd="0") for item in value["annotations"]] and None,
+            ),
+        ),
+    ),
+    Case(
+        "objects-image-name-of-half-a-pair",
+        CHECK_OBJECTS,
+        "dataset objects",
+        ("images, entry 2: file_name is 'a\\ud800.png', which is no text in UTF-8",),
+        (edit(OBJECTS, put("images.1.file_name", "a\ud800.png")),),
+        lines=3,
+    ),
+    Case("panoptic-fifo", CHECK, PANOPTIC, ("a FIFO, expected a regular file",), (fifo(PANOPTIC),)),
+    Case("panoptic-link-that-leads-nowhere", CHECK, PANOPTIC, ("a link to gone/elsewhere",), (dangling(PANOPTIC),)),
+    Case("pairs-fifo", CHECK_PAIRS, LINES, ("a FIFO, expected a regular file",), (fifo(LINES),)),
+    Case("train-with-a-fifo", TRAIN, PANOPTIC, ("a FIFO, expected a regular file",), (fifo(PANOPTIC),)),
     Case(
         "objects-repeated-id",
         CHECK_OBJECTS,
@@ -284,7 +333,7 @@ ANNOTATIONS = [
         "objects-category-that-is-a-list",
         CHECK_OBJECTS,
         "category_id '[1]' in 1 record(s)",
-        ("expected a whole number above 0",),
+        ("expected a whole number of 0 or more",),
         (edit(OBJECTS, put("annotations.0.category_id", [1])),),
     ),
     Case(
@@ -468,6 +517,8 @@ MASKS = [
         (picture(MASK, np.full((64, 64), 99, np.uint8)),),
     ),
     Case("mask-is-a-folder", CHECK_PAIRS, MASK, ("is not a readable image",), (folder(MASK),)),
+    Case("mask-fifo", CHECK_PAIRS, MASK, ("a FIFO, expected a regular file",), (fifo(MASK),)),
+    Case("segments-fifo", CHECK, SEGMENTS, ("a FIFO, expected a regular file",), (fifo(SEGMENTS),)),
     Case("segments-missing", CHECK, SEGMENTS, ("no such file",), (remove(SEGMENTS),)),
     Case("segments-cut-off", CHECK, SEGMENTS, ("cannot be decoded",), (cut(SEGMENTS, 0.7),)),
     Case(
@@ -538,6 +589,9 @@ IMAGES = [
         ("floating-point pixels", "expected 8 or 16 bits"),
         (picture(IMAGE, np.ones((64, 64), np.float32), "TIFF"),),
     ),
+    Case("image-fifo", CHECK, IMAGE, ("a FIFO, expected a regular file",), (fifo(IMAGE),)),
+    Case("image-link-that-leads-nowhere", CHECK, IMAGE, ("a link to gone/elsewhere",), (dangling(IMAGE),)),
+    Case("image-fifo-in-evaluation", EVALUATE, TESTED, ("a FIFO, expected a regular file",), (fifo(TESTED),)),
     Case("image-missing-in-evaluation", EVALUATE, TESTED, ("no such file",), (remove(TESTED),)),
     Case("image-cut-off-in-evaluation", EVALUATE, TESTED, ("cannot be decoded",), (cut(TESTED, 0.7),)),
     Case(
@@ -559,6 +613,7 @@ IMAGES = [
 
 LABEL_MAPS = [
     Case("labels-missing", CHECK, LABELS, ("no such file",), (remove(LABELS),)),
+    Case("labels-fifo", CHECK, LABELS, ("a FIFO, expected a regular file",), (fifo(LABELS),)),
     Case("labels-cut-off", TRAIN, LABELS, ("not valid JSON",), (cut(LABELS),)),
     Case(
         "labels-not-a-list",

@@ -25,6 +25,7 @@ from tests.malformed.project import (
     bare_pickle,
     cut,
     edit,
+    fifo,
     flip,
     folder,
     header,
@@ -121,6 +122,10 @@ def table(**keys: Any) -> Break:
 
 
 CHECKPOINTS = [
+    Case("model-fifo", EVALUATE, MODEL, ("a FIFO, expected a regular file",), (fifo(MODEL),)),
+    Case("graph-fifo", ON_ONNX, GRAPH, ("a FIFO, expected a regular file",), (fifo(GRAPH),)),
+    Case("graph-fifo-for-precision", PRECISION, GRAPH, ("a FIFO, expected a regular file",), (fifo(GRAPH),)),
+    Case("evaluation-fifo", COMPARE, EVALUATION, ("a FIFO, expected a regular file",), (fifo(EVALUATION),)),
     Case("model-missing", EVALUATE, MODEL, ("no such file", "make it with `snakemake"), (remove(MODEL),)),
     Case("model-missing-for-export", EXPORT, MODEL, ("no such file",), (remove(MODEL),)),
     Case("model-cut-off", EVALUATE, MODEL, ("damaged", "nothing in it was executed"), (cut(MODEL),)),

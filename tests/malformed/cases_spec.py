@@ -12,6 +12,8 @@ from tests.malformed.project import (
     RECIPE,
     Case,
     cut,
+    dangling,
+    fifo,
     folder,
     merged,
     recipe,
@@ -236,6 +238,9 @@ CASES = [
         EXPERIMENT,
         ("override: model.backbone.name", "only config/backbones/*.yaml may set it"),
     ),
+    Case("grid-fifo", SPEC, "config/config.yaml", ("a FIFO, expected a regular file",), (fifo("config/config.yaml"),)),
+    Case("spec-fifo", SPEC, RECIPE, ("a FIFO, expected a regular file",), (fifo(RECIPE),)),
+    Case("spec-link-that-leads-nowhere", SPEC, RECIPE, ("a link to gone/elsewhere",), (dangling(RECIPE),)),
     Case("grid-missing", SPEC, "config/config.yaml", ("no such file",), (remove("config/config.yaml"),)),
     Case(
         "grid-without-models",

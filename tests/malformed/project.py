@@ -115,7 +115,10 @@ def content(folder: Path) -> dict[str, str]:
         name = path.relative_to(folder).as_posix()
         if name.split("/")[0] in ("logs", "checkpoints") and (path.is_dir() or path.name == "lock"):
             continue
-        found[name] = "folder" if path.is_dir() else hashlib.sha256(path.read_bytes()).hexdigest()
+        if path.is_file():
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        else:
+            found[name] = "folder" if path.is_dir() else "no file"
     return found
 
 
@@ -180,6 +183,26 @@ def folder(name: str) -> Break:
     def apply(project: Path) -> None:
         (project / name).unlink(missing_ok=True)
         (project / name).mkdir(parents=True)
+
+    return apply
+
+
+def fifo(name: str) -> Break:
+    """What no reader may wait at."""
+
+    def apply(project: Path) -> None:
+        (project / name).unlink()
+        os.mkfifo(project / name)
+
+    return apply
+
+
+def dangling(name: str) -> Break:
+    """A link whose target is gone."""
+
+    def apply(project: Path) -> None:
+        (project / name).unlink()
+        (project / name).symlink_to("gone/elsewhere")
 
     return apply
 

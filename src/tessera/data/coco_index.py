@@ -24,13 +24,21 @@ from rich.progress import Progress
 
 from tessera.data.columns import Numbers, Texts, Writer, map_columns
 from tessera.data.json_stream import members
-from tessera.data.reader import Findings, SegmentationDataset, is_number, parse_box, relative_name, report_repeated
+from tessera.data.reader import (
+    Findings,
+    SegmentationDataset,
+    brief,
+    is_number,
+    parse_box,
+    relative_name,
+    report_repeated,
+)
 from tessera.files import UserError, atomic_path, only_process, read_json
 from tessera.spec.digests import MISSING, UNREADABLE, file_digest
 from tessera.spec.networks import Mode
 from tessera.structures import ClassCatalog
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what is kept of a file changes; an index of another format is made again."""
 FOLDER = "TESSERA_INDEX"
 """Environment variable: folder of the indices in place of data/.index."""
@@ -50,13 +58,16 @@ _OBJECT = np.dtype(
         ("", "|u1", 2),
     ]
 )
-"""``category`` is -1 for what is no id, ``area`` NaN where there is none; the JSON of the segmentation is ``length`` bytes from ``start``."""
+"""``category`` is -1 for what is no id, ``area`` NaN where none is given, or 0; the JSON of the segmentation is ``length`` bytes from ``start``."""
 _PACKED = struct.Struct("<qq5dqIBBxx")
 _NO_BOX, _GOOD_BOX, _FAULTY_BOX = range(3)
 _LIMIT = 2**63
+_EXACT = 2**53
+"""Below it a floating-point number is that whole number alone."""
 _CHUNK = 1 << 16
 _LISTS = ("images", "annotations")
 """The long ones."""
+FEDERATED = "image in which not every object of a class is annotated (LVIS): what is found there and not annotated counts as a mistake"
 _SHOW_PROGRESS = 1 << 24
 """Bytes of a file from which on building its index shows progress."""
 
@@ -90,10 +101,11 @@ class CocoIndex:
         self.lacks: str | None = facts["lacks"]
         """The first of the lists `images` and `annotations` that the file does not have."""
         self.listed: Any = facts["categories"]
-        """``categories`` as the file has them, unchecked."""
+        """``categories`` as the file has them, unchecked; ids such as 1.0 are whole numbers."""
         self.has_masks: bool = facts["has_masks"]
         """False where there are annotations and none has a segmentation."""
         self._faults: dict[str, Any] = facts["faults"]
+        self._warnings: dict[str, int] = facts["warnings"]
 
     def __len__(self) -> int:
         return len(self._images)
@@ -134,6 +146,7 @@ class CocoIndex:
 
     def report(self, known: Collection[int], findings: Findings) -> None:
         """All that is wrong with the file, boxes aside; ``known``: every category id of the dataset, any other is an error."""
+        findings.warnings.update(self._warnings)
         findings.errors += self._faults["images"]
         if self.kind == "segments":
             findings.errors += self._faults["annotations"]
@@ -340,7 +353,7 @@ def _take(source: Path, builder: _Builder, passed: Any) -> bool:
         if number == 0 or key == "categories":
             seen.add(key)
         if key == "categories":
-            builder.listed = value
+            builder.listed = _whole_ids(value)
         elif key == "annotations" and number == 0:
             early = "images" not in seen
             if not early:
@@ -370,6 +383,9 @@ class _Builder:
         self._places: dict[int, int] = {}
         self._found = Findings()
         """Faults of images."""
+        self._odd: dict[str, tuple[int, str]] = {}
+        """Field of annotations -> how many have it wrong, and what is wrong with the first."""
+        self._warnings: Counter[str] = Counter()
         self._faults: list[tuple[int, int, str]] = []
         """Faults of annotations: place of the image, order within it, message."""
         self._boxes: list[tuple[int, str]] = []
@@ -388,9 +404,11 @@ class _Builder:
         self._encode = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
     def image(self, number: int, value: Any) -> None:
-        parsed = _image(value, f"images, entry {number}", self._found)
+        parsed = _image(value, number, self._found)
         if parsed is not None:
             self._images.append(parsed)
+            if value.get("not_exhaustive_category_ids"):
+                self._warnings[FEDERATED] += 1
 
     def join(self) -> None:
         """All images are there: annotations can be told by them."""
@@ -407,27 +425,27 @@ class _Builder:
             return
         if self._kind is None:
             self._kind = "segments" if "segments_info" in value else "annotations"
-        owner = value.get("image_id")
+        owner = whole(value.get("image_id"))
         place = self._places.get(owner) if type(owner) is int else None
         if place is None:
             self._strays += 1
             if len(self._stray_ids) < 6:
-                self._stray_ids[str(owner)] = None
+                self._stray_ids[brief(owner)] = None
         elif self._kind == "segments":
             self._panoptic(place, value)
         else:
             self._instance(place, value)
 
     def _instance(self, place: int, item: dict[str, Any]) -> None:
-        identity = item.get("id")
-        if not is_whole(identity) or not 1 <= identity < _LIMIT:
+        identity = whole(item.get("id"))
+        if not is_whole(identity) or not 0 <= identity < _LIMIT:
             self._faulty_ids.append(identity)
-            identity = 0
+            identity = -1
         segmentation = item.get("segmentation")
         text = b"" if segmentation is None else self._encode(segmentation).encode()
         self._has_masks = self._has_masks or bool(segmentation)
         where = f"{self._names[place]}, annotation {item.get('id')}"
-        self._row(place, identity, item.get("category_id"), item, item.get("iscrowd"), where, text)
+        self._row(place, identity, item, where, text)
 
     def _panoptic(self, place: int, value: dict[str, Any]) -> None:
         name = self._names[place]
@@ -444,28 +462,38 @@ class _Builder:
             infos = []
         seen: set[int] = set()
         for item in infos:
-            identity = item.get("id") if isinstance(item, dict) else None
+            identity = whole(item.get("id")) if isinstance(item, dict) else None
             if not is_whole(identity) or not 1 <= identity < _LIMIT:
                 found.errors.append(
-                    f"{name}: a segment has id {identity!r}, expected a whole number above 0 (0 is void)"
+                    f"{name}: a segment has id {brief(identity)}, expected a whole number above 0 (0 is void)"
                 )
             elif identity in seen:
                 found.errors.append(f"{name}: segment id {identity} occurs more than once")
             else:
                 seen.add(identity)
                 where = f"{name}, segment {identity}"
-                self._row(place, identity, item.get("category_id"), item, item.get("iscrowd", 0), where, b"")
+                self._row(place, identity, item, where, b"")
         self._faults += [(place, order, message) for order, message in enumerate(found.errors, 1)]
 
-    def _row(
-        self, place: int, identity: int, category: Any, item: dict[str, Any], crowd: Any, where: str, text: bytes
-    ) -> None:
+    def _row(self, place: int, identity: int, item: dict[str, Any], where: str, text: bytes) -> None:
+        category = whole(item.get("category_id"))
         if type(category) is int:
             self._categories["int", category] += 1
         else:
             hashable = category if category is None or isinstance(category, float | str) else repr(category)
             self._categories[type(category).__name__, hashable] += 1
-        value, area = item.get("bbox"), item.get("area")
+        crowd, area = item.get("iscrowd"), item.get("area")
+        if crowd is not None and crowd not in (0, 1):
+            self._report_odd("iscrowd", crowd, "0 or 1 (or none, which is 0)", where)
+        if area is None:
+            area = math.nan
+        elif not is_number(area) or area < 0:
+            self._report_odd("area", area, "a finite number above 0 (or none, and it is measured)", where)
+            area = math.nan
+        elif not area:
+            self._warnings["annotation whose area is 0, taken as not given: it is measured"] += 1
+            area = math.nan
+        value = item.get("bbox")
         box, state = [0.0, 0.0, 0.0, 0.0], _NO_BOX
         if value is not None:
             found = Findings()
@@ -476,8 +504,7 @@ class _Builder:
             else:
                 box, state = parsed, _GOOD_BOX
         self._boxless += state != _GOOD_BOX
-        known = category if type(category) is int and 0 < category < _LIMIT else -1
-        area = area if is_number(area) else math.nan
+        known = category if type(category) is int and 0 <= category < _LIMIT else -1
         self._buffer.append(
             _PACKED.pack(identity, known, *box, area, self._segment_bytes, len(text), bool(crowd), state)
         )
@@ -487,6 +514,10 @@ class _Builder:
         if text:
             self._writer.write(text)
             self._segment_bytes += len(text)
+
+    def _report_odd(self, key: str, value: Any, expected: str, where: str) -> None:
+        count, first = self._odd.get(key, (0, f"{where}: {key} is {brief(value)}, expected {expected}"))
+        self._odd[key] = count + 1, first
 
     def _flush(self) -> None:
         self._rows.write(b"".join(self._buffer))
@@ -527,6 +558,7 @@ class _Builder:
                 "categories": self.listed,
                 "has_masks": self._has_masks or not len(places),
                 "faults": self._all_faults(order),
+                "warnings": self._warnings,
             }
         )
 
@@ -536,6 +568,10 @@ class _Builder:
             self._found.errors.append(
                 f"{self._strays} annotation(s) belong to images that are not listed (image_id {shown})"
             )
+        self._found.errors += [
+            first if count == 1 else f"{first}; so in {count} records, this being the first"
+            for count, first in self._odd.values()
+        ]
         self._faults += [
             (place, 0, f"{self._names[place]}: has {count} panoptic annotations, expected one")
             for place, count in self._annotated.items()
@@ -554,14 +590,14 @@ class _Builder:
     def _check_ids(self, ids: npt.NDArray[np.int64]) -> None:
         """Repeated ones in the order of the file, then those that are no ids."""
         values, first, counts = np.unique(ids, return_index=True, return_counts=True)
-        repeated = np.flatnonzero((counts > 1) & (values > 0))
+        repeated = np.flatnonzero((counts > 1) & (values >= 0))
         for place in repeated[np.argsort(first[repeated])].tolist():
             message = f"annotation id {values[place]} occurs {counts[place]} times, expected once"
             self._faults.append((0, len(self._faults), message))
         if self._faulty_ids:
             message = (
-                f"{len(self._faulty_ids)} annotation(s) have an id that is not a whole number above 0 (the first: "
-                f"{self._faulty_ids[0]!r}); COCO's own evaluation takes id 0 for unmatched"
+                f"{len(self._faulty_ids)} annotation(s) have an id that is not a whole number of 0 or more (the first: "
+                f"{brief(self._faulty_ids[0])})"
             )
             self._faults.append((0, len(self._faults), message))
 
@@ -569,8 +605,10 @@ class _Builder:
 def _report_unknown_categories(found: Iterable[tuple[Any, int]], known: Collection[int], findings: Findings) -> None:
     """``found``: category id, and how many records have it. Ids outside the classes are one error each, with the count."""
     for category, count in sorted(found, key=lambda item: str(item[0])):
-        if not is_whole(category) or category < 1:
-            findings.errors.append(f"category_id {category!r} in {count} record(s), expected a whole number above 0")
+        if not is_whole(category) or category < 0:
+            findings.errors.append(
+                f"category_id {brief(category)} in {count} record(s), expected a whole number of 0 or more"
+            )
         elif category not in known:
             findings.errors.append(
                 f"category_id {category} in {count} record(s) is not among the {len(known)} classes "
@@ -582,24 +620,46 @@ def is_whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _image(image: Any, where: str, findings: Findings) -> tuple[int, str, int, int] | None:
+def whole(value: Any) -> Any:
+    """1.0, as pandas writes whole numbers of a column with gaps, is 1; all else stays as it is."""
+    if type(value) is float and value.is_integer() and abs(value) < _EXACT:
+        return int(value)
+    return value
+
+
+def _whole_ids(listed: Any) -> Any:
+    if not isinstance(listed, list):
+        return listed
+    return [{**item, "id": whole(item["id"])} if isinstance(item, dict) and "id" in item else item for item in listed]
+
+
+def _image(image: Any, number: int, findings: Findings) -> tuple[int, str, int, int] | None:
     """Id, file name (normalised), height and width, both 0 where one is absent."""
+    where = f"images, entry {number}"
     if not isinstance(image, dict):
         findings.errors.append(f"{where}: is {type(image).__name__}, expected an object")
         return None
-    identity = image.get("id")
+    identity = whole(image.get("id"))
     if not is_whole(identity) or not 0 <= identity < _LIMIT:
-        findings.errors.append(f"{where}: id is {identity!r}, expected a whole number of 0 or more")
+        findings.errors.append(f"{where}: id is {brief(identity)}, expected a whole number of 0 or more")
         return None
-    name = relative_name(image.get("file_name"), findings, f"{where}: file_name")
+    name = relative_name(_file_name(image), findings, f"{where}: file_name")
     if name is None:
         return None
     sides = []
     for key in ("height", "width"):
-        value = image.get(key)
+        value = whole(image.get(key))
         if value is not None and (not is_whole(value) or not 0 < value < _LIMIT):
-            findings.errors.append(f"{where} ({name}): {key} is {value!r}, expected pixels above 0")
+            findings.errors.append(f"{where} ({name}): {key} is {brief(value)}, expected pixels above 0")
             return None
         sides.append(value or 0)
     height, width = sides if 0 not in sides else (0, 0)
     return identity, name, height, width
+
+
+def _file_name(image: dict[str, Any]) -> Any:
+    """LVIS gives the address of an image in place of its name: folder and name are the last two parts of it."""
+    name, address = image.get("file_name"), image.get("coco_url")
+    if name is None and isinstance(address, str) and "/" in address:
+        return "/".join(address.split("/")[-2:])
+    return name

@@ -6,11 +6,12 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Collection, Iterator
+from io import BufferedReader
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from tessera.files import read_json, reading_json
+from tessera.files import open_input, read_json, reading_json
 
 _WINDOW = 1 << 22
 _LONGEST = 16
@@ -26,7 +27,7 @@ def members(
     Of a list under a ``streamed`` key first ``(key, 0, None)``, then each element with its number from 1. A file that holds anything but
     an object yields nothing. ``passed`` is given every byte of the file on the way. Raises UserError as ``read_json`` does.
     """
-    with reading_json(path), path.open("rb") as stream:
+    with reading_json(path), open_input(path) as stream:
         text = _Window(stream, passed)
         if text.next() != "{":
             read_json(path)
@@ -73,12 +74,12 @@ def _elements(text: _Window) -> Iterator[Any]:
 class _Window:
     """A piece of the file as text; everything before ``at`` has been read."""
 
-    def __init__(self, stream: BinaryIO, passed: Callable[[bytes], object]) -> None:
+    def __init__(self, stream: BufferedReader, passed: Callable[[bytes], object]) -> None:
         self.text = ""
         self.at = 0
         self._stream = stream
         self._passed = passed
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._decoder = codecs.getincrementaldecoder(json.detect_encoding(stream.peek(4)[:4]))()
         self._scan: Any = json.JSONDecoder().scan_once  # type: ignore[attr-defined]  # there, and used by json itself
         self._ended = False
         self._bytes = 0

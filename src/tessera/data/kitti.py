@@ -35,6 +35,7 @@ from tessera.files import (
     digest_file,
     only_process,
     raise_all,
+    read_text,
     reading_json,
     write_json,
 )
@@ -156,7 +157,7 @@ def _read_classes(dataset: DatasetSpec, root: Path) -> Classes:
 def _read_mapping(path: Path) -> list[tuple[str, str]]:
     """In pairs, because a dictionary would keep the last of two equal keys."""
     with reading_json(path):
-        pairs = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=tuple)
+        pairs = json.loads(read_text(path), object_pairs_hook=tuple)
     if not isinstance(pairs, tuple) or not pairs:
         raise UserError(f'{path}: expected an object of KITTI class: class, such as {{"Van": "vehicle"}}')
     for kitti, name in pairs:
@@ -329,7 +330,7 @@ class _Reader:
     def _read_labels(self, label: str, image_id: int, size: tuple[int, int] | None, piece: _Piece) -> None:
         """``size``: (height, width) of the image, None where there is none."""
         try:
-            text = (self.root / label).read_bytes().decode("utf-8-sig")
+            text = read_text(self.root / label)
         except (OSError, UnicodeDecodeError) as error:
             piece.faults.append(f"{self.root / label}: cannot be read as text ({error}); expected KITTI labels")
             return

@@ -10,8 +10,8 @@ from typing import Any
 from tessera.data.catalog import compare_names, full_catalog, split_sources
 from tessera.data.coco_index import open_index
 from tessera.data.kitti import DIGITS, EXACT
-from tessera.data.reader import Findings, relative_name
-from tessera.files import UserError, atomic_folder, read_json
+from tessera.data.reader import Findings, brief
+from tessera.files import UserError, atomic_folder, read_text
 from tessera.ops.kitti import kitti_names, kitti_row
 from tessera.spec.lineage import SPLITS, annotation_root
 from tessera.spec.schema import DatasetSpec
@@ -55,69 +55,41 @@ def export_kitti(dataset: DatasetSpec, data_root: str, out: Path) -> dict[str, t
 
 def _export(path: Path, folder: Path, names: dict[int, str], findings: Findings) -> tuple[int, int]:
     """The label files of one annotation file; its images and boxes."""
-    content = _read(path)
-    labels: dict[int, list[str]] = {}
-    files: dict[int, str] = {}
-    for image in content["images"]:
-        number = image.get("id")
-        name = relative_name(image.get("file_name"), findings, f"{path}: file_name")
-        if not isinstance(number, int) or number in files:
-            findings.errors.append(
-                f"{path}: the image {name} has the id {number!r}, expected a whole number of its own"
-            )
-        elif name is not None:
-            files[number] = name
-            labels[number] = []
+    found = Findings()
+    index = open_index(path, segments=False)
+    index.report(names, found)
+    index.report_boxes(names, found)
+    if found.errors:
+        findings.errors += [f"{path}: {error}" for error in found.errors]
+        return 0, 0
+    labels: dict[int, list[str]] = {number: [] for number in index.image_ids}
     boxes = 0
-    for item in content["annotations"]:
-        where = f"{path}, annotation {item.get('id')}"
-        number, category, corners = item.get("image_id"), item.get("category_id"), _corners(item.get("bbox"))
-        rows = labels.get(number) if isinstance(number, int) else None
-        if rows is None:
-            findings.errors.append(f"{where}: no image has the id {item.get('image_id')!r}")
-        elif category not in names:
-            findings.errors.append(f"{where}: category_id {category!r} is not among the {len(names)} classes")
-        elif corners is None:
+    # Read once more, because here numbers keep their digits. 1.0 and 1 are one key.
+    for item in json.loads(read_text(path), parse_float=Decimal)["annotations"]:
+        corners = _corners(item["bbox"])
+        if corners is None:
             findings.errors.append(
-                f"{where}: bbox is {item.get('bbox')!r}, expected [x, y, width, height] with sides of 0 or more, "
-                f"and corners of {DIGITS} digits at most"
+                f"{path}, annotation {item['id']}: bbox is {brief(item['bbox'])}, expected corners of {DIGITS} digits at most"
             )
         else:
-            rows.append(kitti_row(CROWD if item.get("iscrowd") else names[category], corners))
+            labels[item["image_id"]].append(
+                kitti_row(CROWD if item.get("iscrowd") else names[item["category_id"]], corners)
+            )
             boxes += 1
-    for number, rows in labels.items():
-        label = folder / PurePosixPath(files[number]).with_suffix(".txt")
+    for name, rows in zip(index.file_names, labels.values(), strict=True):
+        label = folder / PurePosixPath(name).with_suffix(".txt")
         if label.exists():
-            findings.errors.append(f"{path}: {files[number]}: another image has the label file {label.name} already")
+            findings.errors.append(f"{path}: {name}: another image has the label file {label.name} already")
             continue
         label.parent.mkdir(parents=True, exist_ok=True)
         label.write_text("".join(rows), encoding="utf-8")
     return len(labels), boxes
 
 
-def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """A COCO file whose numbers keep their digits."""
-    read_json(path)
-    content = json.loads(path.read_text(encoding="utf-8"), parse_float=Decimal)
-    for key in ("images", "annotations"):
-        listed = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(listed, list) or not all(isinstance(item, dict) for item in listed):
-            raise UserError(f"{path}: has no list `{key}` of objects; expected a COCO file")
-    return {key: content[key] for key in ("images", "annotations")}
-
-
-def _corners(box: Any) -> list[str] | None:
-    """Of ``[x, y, width, height]`` in decimal numbers whose sums are exact; None for anything else."""
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_decimal(side) for side in box):
-        return None
+def _corners(box: list[Any]) -> list[str] | None:
+    """Of ``[x, y, width, height]``; None where sums are not exact."""
     x, y, width, height = (Decimal(side) for side in box)
-    if width < 0 or height < 0:
-        return None
     try:
         return [f"{side:f}" for side in (x, y, EXACT.add(x, width), EXACT.add(y, height))]
     except ArithmeticError:
         return None
-
-
-def _is_decimal(value: Any) -> bool:
-    return isinstance(value, int | Decimal) and not isinstance(value, bool)

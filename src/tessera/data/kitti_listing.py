@@ -138,7 +138,12 @@ class Listing:
             for entry in entries:
                 stem, dot, ending = entry.name.rpartition(".")
                 suffix = dot + ending
-                if suffix.lower() not in suffixes or entry.name.startswith(".") or not entry.is_file():
+                if suffix.lower() not in suffixes or entry.name.startswith(".") or entry.is_dir():
+                    continue
+                if not entry.is_file():
+                    self.faults.append(
+                        f"{place}/{entry.name!r}: is no file (a link that leads nowhere, or a FIFO); remove it"
+                    )
                     continue
                 if not _is_plain(entry.name):
                     self.faults.append(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tessera.files import UserError, raise_all, read_json
+from tessera.files import UserError, raise_all, read_json, read_text
 from tessera.structures import Category, ClassCatalog
 
 
@@ -24,7 +24,7 @@ def read_label_map(path: Path, contiguous: bool = True, num_classes: int | None 
 
 def _class_map(path: Path) -> list[dict[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_text(path).splitlines()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected a class map with one name a line") from None
     except (UnicodeDecodeError, OSError) as error:

@@ -23,7 +23,7 @@ from tessera.data.reader import (
     report_repeated,
     require_lossless,
 )
-from tessera.files import UserError
+from tessera.files import UserError, read_text
 from tessera.ops.image_size import open_image
 from tessera.structures import IGNORE, ClassCatalog, Target
 
@@ -101,7 +101,8 @@ def read_mask_ids(path: Path) -> npt.NDArray[np.uint16]:
 
 def _pairs(path: Path, findings: Findings) -> list[tuple[str, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # JSON may hold characters at which splitlines would cut.
+        lines = read_text(path).split("\n")
     except FileNotFoundError:
         raise UserError(
             f"{path}: no such file; expected JSONL with `img` and `segm` on each line (split.annotations)"

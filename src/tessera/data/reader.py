@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tessera.files import UserError, raise_all
+from tessera.files import UserError, is_text, raise_all
 from tessera.ops.image_size import read_image_size
 from tessera.ops.images import read_image
 from tessera.ops.masks import masks_to_boxes
@@ -114,10 +114,10 @@ def empty_target(size: tuple[int, int], semantic: bool, masks: bool = True) -> T
 def parse_box(value: Any, where: str, findings: Findings) -> list[float] | None:
     """``[x, y, width, height]`` in pixels; None, with an error, for anything else."""
     if not isinstance(value, list) or len(value) != 4 or not all(is_number(side) for side in value):
-        findings.errors.append(f"{where}: bbox is {value!r}, expected [x, y, width, height]")
+        findings.errors.append(f"{where}: bbox is {brief(value)}, expected [x, y, width, height], four finite numbers")
     elif value[2] < 0 or value[3] < 0:
         findings.errors.append(
-            f"{where}: bbox is {value!r}, whose width or height is negative; expected [x, y, width, height], not two corners"
+            f"{where}: bbox is {brief(value)}, whose width or height is negative; expected [x, y, width, height], not two corners"
         )
     else:
         return value
@@ -170,6 +170,12 @@ def annotated_boxes(objects: Sequence[dict[str, Any]], masks: Tensor) -> Tensor:
     return boxes
 
 
+def brief(value: Any) -> str:
+    """As Python shows it, the beginning of it where that is long."""
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
+
+
 def is_number(value: Any) -> bool:
     """A finite one."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
@@ -195,18 +201,24 @@ def class_target(semantic: npt.NDArray[np.uint8]) -> Target:
 
 
 def relative_name(value: Any, findings: Findings, where: str) -> str | None:
-    """A file name that stays inside its folder, normalised; None, with an error, for any other."""
+    """A file name that stays inside its folder, normalised, also where it has the backslashes of Windows; None, with an error, for any other."""
     if not isinstance(value, str) or not value.strip():
-        findings.errors.append(f"{where} is {value!r}, expected a file name")
+        findings.errors.append(f"{where} is {brief(value)}, expected a file name")
         return None
-    path = PurePosixPath(value)
-    if path.is_absolute() or ".." in path.parts or "\\" in value or "\0" in value or re.match(r"[A-Za-z]:", value):
+    path = PurePosixPath(value.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:|[a-z]+://", value):
         findings.errors.append(
-            f"{where} is {value!r}, expected a name relative to its folder, with forward slashes and without '..'"
+            f"{where} is {brief(value)}, which is valid on one machine or leads out of its folder; expected a name relative to its folder "
+            "without '..', so take off what stands before"
         )
         return None
     if not path.name:
-        findings.errors.append(f"{where} is {value!r}, which names a folder, expected a file")
+        findings.errors.append(f"{where} is {brief(value)}, which names a folder, expected a file")
+        return None
+    if "\0" in value or not is_text(value):
+        findings.errors.append(
+            f"{where} is {brief(value)}, which is no text in UTF-8; expected a file name, so rename the file"
+        )
         return None
     return path.as_posix()
 

@@ -9,7 +9,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from tessera.files import UserError, atomic_path, canonical_json
+from tessera.files import UserError, atomic_path, canonical_json, require_file
 from tessera.inference.onnx_runtime import PROPERTY
 from tessera.inference.predictor import INPUT
 from tessera.provenance import Header
@@ -19,8 +19,7 @@ __all__ = ["INPUT", "PROPERTY", "input_shape", "input_shapes", "read_graph", "re
 
 def read_graph(path: Path) -> tuple[onnx.ModelProto, Header]:
     """Raises UserError when the file is missing, no ONNX, cut off, or not written by a stage of ours."""
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected an ONNX file that `tessera export` wrote")
+    require_file(path, "an ONNX file that `tessera export` wrote")
     try:
         # External data is refused rather than followed: it could name any file of this machine.
         graph = onnx.load(path, load_external_data=False)

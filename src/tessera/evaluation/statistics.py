@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from tessera.files import UserError, canonical_json, workflow_command, write_bytes
+from tessera.files import UserError, canonical_json, open_input, workflow_command, write_bytes
 from tessera.spec.schema import EvaluateSpec
 
 FORMAT = 2
@@ -162,7 +162,8 @@ def reading_compressed(path: Path, what: str, version: int, data_root: str = "da
     a UserError."""
     again = f"evaluate again: `{workflow_command(path, again=True, data_root=data_root)}`"
     try:
-        document = json.loads(gzip.decompress(path.read_bytes()))
+        with open_input(path) as stream:
+            document = json.loads(gzip.decompress(stream.read()))
         if not isinstance(document, dict) or document.pop("format", None) != version:
             raise ValueError(f"its format is not {version}")
         yield document

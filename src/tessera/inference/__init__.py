@@ -17,7 +17,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tessera.files import UserError
+from tessera.files import UserError, require_file
 
 if TYPE_CHECKING:
     from tessera.inference.predictor import Predictor
@@ -39,8 +39,7 @@ def load_predictor(
     that no stage wrote, and on views that it cannot take.
     """
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a model.pth, an .onnx file or an .engine file")
+    require_file(path, "a model.pth, an .onnx file or an .engine file")
     from tessera.inference.testing import with_views
 
     predictor = _open(path, postprocess, device)

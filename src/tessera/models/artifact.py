@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tessera import models
-from tessera.files import UserError, atomic_path
+from tessera.files import UserError, atomic_path, require_file
 from tessera.models.base import Model
 from tessera.provenance import Header
 from tessera.spec.schema import PostprocessSpec
@@ -86,10 +86,7 @@ def read_weights(path: Path) -> Any:
     Checksums are compared, which torch itself does not do.
     Raises UserError when the file is missing, damaged, or a pickle of anything else.
     """
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
-    if not path.is_file():
-        raise UserError(f"{path}: is a folder, expected a file of weights")
+    require_file(path, "a file of weights")
     try:
         if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()) is not None:
             raise ValueError(f"checksum of {damaged} does not match")
@@ -97,8 +94,6 @@ def read_weights(path: Path) -> Any:
             # It warns of the pickle protocol of files that it then refuses.
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except PermissionError:
-        raise UserError(f"{path}: may not be read by this user") from None
     except Exception as error:  # a damaged or hostile file makes the unpickler raise anything
         raise UserError(
             f"{path}: is no file of tensors and plain values, or is damaged ({_reason(error)}); nothing in it was executed"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tessera.files import UserError
+from tessera.files import UserError, open_input
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"})
 """Lower case; what a folder of images is searched for."""
@@ -33,16 +33,21 @@ _JPEG_APP1, _JPEG_SCAN = 0xE1, 0xDA
 def open_image(path: Path) -> Iterator[Image.Image]:
     """A Pillow image; every way in which Pillow gives up, also while decoding inside the block, becomes a UserError."""
     try:
-        image = Image.open(path)
+        stream = open_input(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; expected an image") from None
-    except _PILLOW_ERRORS as error:
-        raise UserError(f"{path}: is not a readable image ({error})") from None
-    try:
-        with image:
-            yield image
-    except _PILLOW_ERRORS as error:
-        raise UserError(f"{path}: cannot be decoded ({error}); is the file cut off?") from None
+    except OSError as error:
+        raise UserError(f"{path}: is not a readable image ({error.strerror})") from None
+    with stream:
+        try:
+            image = Image.open(stream)
+        except _PILLOW_ERRORS as error:
+            raise UserError(f"{path}: is not a readable image ({error})") from None
+        try:
+            with image:
+                yield image
+        except _PILLOW_ERRORS as error:
+            raise UserError(f"{path}: cannot be decoded ({error}); is the file cut off?") from None
 
 
 def read_image_size(path: Path) -> tuple[int, int]:
@@ -65,7 +70,7 @@ def _pillow_size(path: Path) -> tuple[int, int]:
 def _header_size(path: Path) -> tuple[int, int] | None:
     """None where the file is of another kind, damaged, or may hold an orientation."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
     try:

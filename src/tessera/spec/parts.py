@@ -23,7 +23,7 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.scanner import Scanner
 
-from tessera.files import UserError
+from tessera.files import UserError, is_text, read_text
 
 MAX_BYTES = 1_000_000
 """Of a file: some 25,000 names of experiments, which take 3 seconds."""
@@ -65,17 +65,19 @@ def read_mapping(path: Path, twice_read: bool = False) -> dict[str, Any]:
     ``twice_read``: by a tool of YAML 1.1 as well, so that scalars which mean something else there are refused.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path}: is {'a folder' if path.is_dir() else 'no regular file'}, expected a YAML file")
-        if path.stat().st_size > MAX_BYTES:
+        if path.is_file() and path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path}: has {path.stat().st_size} bytes, expected a YAML file of at most {MAX_BYTES}")
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except PermissionError:
-        raise UserError(f"{path}: may not be read by this user") from None
+    except IsADirectoryError:
+        raise UserError(f"{path}: is a folder, expected a YAML file") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text (byte {error.start}); expected a YAML file") from None
+        raise UserError(
+            f"{path}: not {error.encoding.upper()} text (byte {error.start}); expected a YAML file"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a YAML file") from None
     value = parse_yaml(text, str(path), twice_read)
     if value is None:
         return {}
@@ -182,6 +184,8 @@ class _Reader:
 
     def _scalar(self, event: Any) -> Any:
         text: str = event.value
+        if not is_text(text):
+            self._refuse(event, f"{text!r} is no text in UTF-8")
         if not event.implicit[0] or event.tag is not None:
             return text
         try:

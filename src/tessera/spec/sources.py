@@ -67,4 +67,4 @@ def _matched(entry: str, root: Path) -> list[str]:
         return [entry]
     # Path.glob raises on patterns such as a**b, which here match nothing.
     found = glob.glob(entry, root_dir=root, recursive=True)  # noqa: PTH207
-    return sorted(Path(name).as_posix() for name in found if (root / name).is_file()) or [entry]
+    return sorted(Path(name).as_posix() for name in found if not (root / name).is_dir()) or [entry]

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tessera.files import UserError
+from tessera.files import UserError, open_input
 
 TYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
 """Numbers that torch has, too."""
@@ -131,7 +131,7 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     named arrays in it. Nothing in the file is executed.
     """
     try:
-        with path.open("rb") as stream:
+        with open_input(path) as stream:
             content = _Unpickler(stream, encoding="latin1").load()
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
