@@ -249,18 +249,6 @@ def test_a_builder_that_is_stopped_leaves_nothing(
     assert len(open_index(tmp_path / "a.json")) == 1
 
 
-def test_what_a_killed_builder_left_is_removed(tmp_path: Path, folder: Path) -> None:
-    write_coco(tmp_path, [])
-    source = tmp_path / "a.json"
-    digest = digest_file(source)
-    other = "0" if digest[0] != "0" else "1"
-    folder.mkdir()
-    for name in (digest, digest[0] * 64, other * 64):
-        (folder / f".{name}.x_1.columns").write_bytes(b"half")
-    open_index(source)
-    assert indices(folder) == [f".{other * 64}.x_1.columns", f"{digest}.columns"], "another one may be at work there"
-
-
 def test_a_folder_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
