@@ -27,7 +27,7 @@ from tessera.data.datasets import open_dataset
 from tessera.data.joined import JoinedDataset
 from tessera.data.json_stream import members
 from tessera.data.reader import Findings, SegmentationDataset, box_target
-from tessera.files import UserError, digest_file, read_json
+from tessera.files import UserError, read_json
 from tessera.ops.rle import encode_masks
 from tessera.spec.schema import DatasetSpec, SplitSpec
 from tessera.structures import Target

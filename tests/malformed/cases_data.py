@@ -630,6 +630,13 @@ LABEL_MAPS = [
         ("entry 2: id 1 is that of entry 1 already",),
         (edit(LABELS, put("1.id", 1)),),
     ),
+    Case(
+        "labels-name-of-half-a-pair",
+        CHECK,
+        LABELS,
+        ("entry 1: name is 'a\\ud800', expected text",),
+        (edit(LABELS, put("0.name", "a\ud800")),),
+    ),
     Case("labels-negative-id", CHECK, LABELS, ("entry 1: id is -1", "0 or more"), (edit(LABELS, put("0.id", -1)),)),
     Case(
         "labels-id-0-that-is-ignored",
@@ -647,7 +654,7 @@ LABEL_MAPS = [
     ),
     Case(
         "labels-of-one-class-in-training",
-        f"{TRAIN} model.mode=semantic",
+        f"{TRAIN} model.mode=semantic --out out",
         "dataset demo: 'disc' is its only class",
         ("Expected at least two classes",),
         (edit(LABELS, lambda value: value[:1]),),

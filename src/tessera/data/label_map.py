@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tessera.files import UserError, raise_all, read_json, read_text
+from tessera.files import UserError, is_text, raise_all, read_json, read_text
 from tessera.structures import Category, ClassCatalog
 
 
@@ -75,7 +75,7 @@ def _entry(item: Any, number: int, faults: list[str]) -> dict[str, Any]:
     else:
         faults.append(f"entry {number}: id is {found!r}, expected a whole number of 0 or more")
     found = item.get("name")
-    if isinstance(found, str) and found.strip():
+    if isinstance(found, str) and found.strip() and is_text(found):
         entry["name"] = found
     else:
         faults.append(f"entry {number}: name is {found!r}, expected text")
