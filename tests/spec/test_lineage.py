@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from tessera.files import canonical_json
 from tessera.spec.lineage import (
     STAGES,
     ancestry,
@@ -104,6 +105,36 @@ def test_of_the_processes_their_number_alone_counts(train: dict[str, Any]) -> No
     found = lineage(make_spec(train=train), "train")["train"]
     assert found["processes"] == 4
     assert {**found, "processes": 1} == lineage(make_spec(), "train")["train"] | {"distributed_strategy": "ddp"}
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "deciding"),
+    [
+        ({"mode": "panoptic"}, "coco_panoptic", {"object_mask_threshold", "overlap_threshold"}),
+        ({"mode": "instance"}, "coco_panoptic", {"test_topk_per_image"}),
+        ({"mode": "semantic"}, "coco_panoptic", set()),
+        ({"name": "deformable_detr"}, "coco", {"num_select", "conf_threshold"}),
+    ],
+    ids=["panoptic", "instance", "semantic", "detection"],
+)
+@pytest.mark.parametrize("select", ["last", "best"])
+def test_a_threshold_retrains_where_it_chooses_the_weights(
+    model: dict[str, Any], dataset: str, deciding: set[str], select: str
+) -> None:
+    changes = dict.fromkeys(("object_mask_threshold", "overlap_threshold", "conf_threshold"), 0.25)
+    changes |= dict.fromkeys(("test_topk_per_image", "num_select"), 7)
+    base: dict[str, Any] = {
+        "model": model,
+        "dataset": {"type": dataset, "generator": {}},
+        "train": {"select": select},
+    }
+    plain = make_spec(**base)
+    for key, value in changes.items():
+        changed = make_spec(**base, postprocess={key: value})
+        found = {step for step in STEPS if lineage_text(plain, *step) != lineage_text(changed, *step)}
+        assert found == (set(STEPS) if select == "best" and key in deciding else of("evaluate", "infer")), key
+        assert lineage_text(changed, "export") == canonical_json(lineage(changed, "export"))
+        assert lineage(changed, "evaluate")["postprocess"][key] == value
 
 
 def test_order_of_keys_means_nothing() -> None:

@@ -213,7 +213,6 @@ class Evaluator:
         self._seen[image_id] = file_name
 
 
-@torch.inference_mode()
 def evaluate(
     predict: Callable[[Batch], list[Predictions]],
     loader: Iterable[Batch],
@@ -226,6 +225,18 @@ def evaluate(
     """Every batch of ``loader`` must carry ``truths``. Raises UserError for no image, and for one that comes twice."""
     start = time.perf_counter()
     evaluator = Evaluator(catalog, mode, classes, limits)
+    accumulate(evaluator, predict, loader, progress)
+    return evaluator.result(time.perf_counter() - start)
+
+
+@torch.inference_mode()
+def accumulate(
+    evaluator: Evaluator,
+    predict: Callable[[Batch], list[Predictions]],
+    loader: Iterable[Batch],
+    progress: bool = True,
+) -> None:
+    """The images of ``loader``, which may be one process's share of the split."""
     total = len(loader) if isinstance(loader, Sized) else None
     for batch in track(loader, "evaluate: batch", total, progress):
         if batch.truths is None:
@@ -237,7 +248,6 @@ def evaluate(
             )
         for prediction, truth in zip(predictions, batch.truths, strict=True):
             evaluator.add(prediction, truth)
-    return evaluator.result(time.perf_counter() - start)
 
 
 def _kept(spec: Spec) -> list[tuple[str, int]]:

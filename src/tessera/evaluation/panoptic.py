@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ VOID = -1
 
 @dataclass
 class PanopticCounts:
-    """Per class, (C,) each; the counts of several images add up."""
+    """Per class, (C,) each."""
 
     iou: np.ndarray
     """float64, summed over the matched pairs."""
@@ -32,15 +33,15 @@ class PanopticCounts:
     fn: np.ndarray
 
     @classmethod
-    def zeros(cls, num_classes: int) -> PanopticCounts:
-        return cls(np.zeros(num_classes), *(np.zeros(num_classes, np.int64) for _ in range(3)))
-
-    def __iadd__(self, other: PanopticCounts) -> PanopticCounts:
-        self.iou += other.iou
-        self.tp += other.tp
-        self.fp += other.fp
-        self.fn += other.fn
-        return self
+    def sum(cls, images: Sequence[PanopticCounts], num_classes: int) -> PanopticCounts:
+        """Without rounding in between, so that the order of images changes no bit."""
+        nothing = np.zeros(num_classes, np.int64)
+        return cls(
+            np.array([math.fsum(image.iou[label] for image in images) for label in range(num_classes)]),
+            tp=sum((image.tp for image in images), nothing),
+            fp=sum((image.fp for image in images), nothing),
+            fn=sum((image.fn for image in images), nothing),
+        )
 
 
 def panoptic_counts(prediction: Panoptic, truth: Target, num_classes: int) -> PanopticCounts:
@@ -89,20 +90,20 @@ class PanopticMetric:
     def __init__(self, catalog: ClassCatalog, classes: Collection[int] | None = None) -> None:
         self.catalog = catalog
         self.counted = np.array([classes is None or label in classes for label in range(len(catalog))], bool)
-        self.counts = PanopticCounts.zeros(len(catalog))
+        self.images: list[PanopticCounts] = []
 
     def update(self, prediction: Panoptic, truth: Target) -> PanopticCounts:
         """Returns this image's own counts."""
         counts = panoptic_counts(prediction, truth, len(self.catalog))
-        self.counts += counts
+        self.images.append(counts)
         return counts
 
     def merge(self, other: PanopticMetric) -> None:
-        self.counts += other.counts
+        self.images += other.images
 
     def result(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
         """Metrics, and one row per class with ``PQ``, ``SQ``, ``RQ`` (None for a class that never occurred) and the counts."""
-        counts = self.counts
+        counts = PanopticCounts.sum(self.images, len(self.catalog))
         weight = counts.tp + 0.5 * counts.fp + 0.5 * counts.fn
         occurred = weight > 0
         safe = np.where(occurred, weight, 1)

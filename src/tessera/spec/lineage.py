@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from tessera.files import canonical_json, digest_text
 from tessera.spec.digests import UNREADABLE, file_digest, folder_digest, names_digest
 from tessera.spec.dvc import raw_digest
+from tessera.spec.networks import Mode
 from tessera.spec.schema import ConvertSpec, DatasetSpec, Spec, SplitSpec
 from tessera.spec.section import Section, inert_keys, is_inert
 from tessera.spec.sources import kitti_sources, source_folder, sources
@@ -49,6 +50,14 @@ STAGES: dict[str, Stage] = {
         reads_split=True,
     ),
 }
+
+DECIDING: dict[Mode, tuple[str, ...]] = {
+    "panoptic": ("object_mask_threshold", "overlap_threshold"),
+    "instance": ("test_topk_per_image",),
+    "detection": ("num_select", "conf_threshold"),
+    "semantic": (),
+}
+"""By mode, the keys of `postprocess` that the metric of `train.select: best` depends on: with it they decide which weights are kept."""
 
 RUNTIMES = ("torch", "onnx", "trt")
 
@@ -82,6 +91,7 @@ class Lineages:
         """Namespaced by section, without inert keys: ``{"versions": {stage: n}, "data": {split: digest}, "seed": ..., "model": {...}, ...}``,
         and ``"weights": {key: digest}`` where the spec names files of weights to start from.
 
+        Of `postprocess`, training has what ``DECIDING`` names, where the best weights are asked for.
         Training reads the train and val splits; the test split is part of the lineage of stages that read it only. The sections are
         shared by all answers.
         """
@@ -95,6 +105,8 @@ class Lineages:
             found["data"]["test"] = self._data(("test",))
         if self._weights:
             found["weights"] = self._weights
+        if self._deciding:
+            found["postprocess"] = self._deciding
         for section in dict.fromkeys(section for stage in stages for section in STAGES[stage].sections):
             found[section] = self._live(section, tested or section != "dataset")
         return found
@@ -105,7 +117,7 @@ class Lineages:
         tested = "test" in found["data"]
         texts = {
             name: self._live_text(name, tested or name != "dataset")
-            if name in Spec.model_fields
+            if name in Spec.model_fields and value is not self._deciding
             else canonical_json(value)
             for name, value in found.items()
         }
@@ -118,6 +130,12 @@ class Lineages:
     @functools.cached_property
     def _weights(self) -> dict[str, str]:
         return _weights(self.spec)
+
+    @functools.cached_property
+    def _deciding(self) -> dict[str, Any]:
+        """Keys of `postprocess` that choose the weights."""
+        keys = DECIDING[self.spec.model.mode] if self.spec.train.select == "best" else ()
+        return {key: getattr(self.spec.postprocess, key) for key in keys}
 
     def _section(self, name: str, tested: bool) -> Any:
         """Where not ``tested``, the dataset is without its test split."""

@@ -209,7 +209,8 @@ class TrainSpec(Section):
     validation_interval_unit: Literal["epoch", "step"] = "epoch"
     """Unit of `validation_interval`."""
     select: Literal["last", "best"] = "last"
-    """Which weights become model.pth: those after the last epoch, or those of the best validation metric of the mode."""
+    """Which weights become model.pth: those after the last epoch, or those of the best validation metric of the mode (PQ, AP, mIoU, box_AP); of
+    equal ones the later."""
     num_gpus: int = Field(1, ge=1)
     """Processes on each machine, one GPU each; without a GPU, processes on the CPU. The larger of this and the length of `gpu_ids` counts."""
     gpu_ids: list[Annotated[int, Field(ge=0)]] = [0]
@@ -254,7 +255,10 @@ class TrainSpec(Section):
 
 
 class PostprocessSpec(Section):
-    """Read by evaluation and inference, never by training: changing a threshold retrains nothing."""
+    """Read by evaluation and inference, and by the validations of a training, which go on with what they began with: `train.json` says what
+    (`postprocess`). Changing a threshold retrains nothing, unless `train.select` is best and the threshold decides the metric that chooses
+    the weights: the first two keys in mode panoptic (PQ), `test_topk_per_image` in mode instance (AP), the last two in mode detection
+    (box_AP)."""
 
     object_mask_threshold: Unit = 0.8
     """Panoptic: queries whose best class scores lower are dropped."""
@@ -292,7 +296,7 @@ class EvaluateSpec(Section):
 
 class ViewsSpec(Section):
     """Semantic predictions averaged over views of an image, in evaluation and inference (MMSegmentation's slide mode and its multi-scale and
-    flip testing). With another mode of the model everything here stays at its default."""
+    flip testing). With another mode of the model everything here stays at its default. Validations of a training see whole images at one scale."""
 
     mode: Literal["whole", "slide"] = "whole"
     """`slide`: the network sees windows, and their scores are averaged where they overlap."""

@@ -25,7 +25,7 @@ from tessera.files import UserError
 from tessera.models import build_model
 from tessera.models.base import Model
 from tessera.provenance import Header
-from tessera.spec.lineage import lineage
+from tessera.spec.lineage import differences, lineage
 from tessera.spec.schema import PostprocessSpec, Spec
 from tessera.structures import Batch
 from tessera.training.checkpoint import say
@@ -76,7 +76,7 @@ def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Ha
     restored = find_checkpoint(spec, plan, not first, model.network)
     if restored is None and not afresh:
         model = build(load_pretrained=True)
-    state = State.from_plain(restored["state"]) if restored else State()
+    state = resume(restored, spec)
     state.starts.append({"step": state.step, "epoch": state.step // plan.steps_per_epoch})
     if restored is not None:
         model.network.load_state_dict(restored["network"])
@@ -107,7 +107,9 @@ def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Ha
             "lineage": lineage(spec, "train"),
             "steps_per_epoch": plan.steps_per_epoch,
         },
-        Validation(spec, catalog, model) if plan.validates else None,
+        Validation(spec, catalog, model, state.postprocess, rank, hardware.world_size, hardware.sharded)
+        if plan.validates
+        else None,
         progress,
         stop,
     )
@@ -124,6 +126,18 @@ def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Ha
         stop.remove()
 
 
+def resume(restored: dict[str, Any] | None, spec: Spec) -> State:
+    """What ``restored`` was saved with; the beginning without. Validations keep the post-processing that they began with, so that the rows
+    of metrics.csv can be compared, and the best weights are those among the ones that the checkpoint still has."""
+    present = spec.postprocess.model_dump(mode="json")
+    if restored is None:
+        return State(postprocess=present)
+    state = State.from_plain(restored["state"])
+    if spec.train.select == "best" and restored["best"] is None:
+        state.best, state.postprocess = None, present
+    return state
+
+
 def _announce(spec: Spec, plan: Plan, state: State, hardware: Hardware) -> None:
     where = f"GPU {', '.join(map(str, hardware.gpus))}" if hardware.gpus else f"CPU, {spec.train.threads} thread(s)"
     if hardware.world_size > 1:
@@ -134,6 +148,9 @@ def _announce(spec: Spec, plan: Plan, state: State, hardware: Hardware) -> None:
         f"{plan.folder.path}"
     )
     say(f"curves and pictures: `tensorboard --logdir {plan.folder.path / 'tensorboard'}`")
+    changed = differences(state.postprocess, spec.postprocess.model_dump(mode="json"), "postprocess")
+    if plan.validates and changed:
+        say(f"validations go on with the post-processing that they began with ({'; '.join(changed)})")
     if not plan.validates:
         say("no val split in the dataset: training without validation")
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from tessera.files import UserError
 from tessera.spec.networks import Mode
@@ -20,7 +21,7 @@ from tessera.structures import Batch
 from tessera.training.checkpoint import Folder
 from tessera.training.interrupt import StopRequest, TrainingStopped
 from tessera.training.module import TrainModule, to_device
-from tessera.training.progress import Progress
+from tessera.training.progress import Progress, describe
 from tessera.training.sharding import collect, restore_optimizer
 from tessera.training.state import METRIC, State
 from tessera.training.validation import Validation
@@ -106,19 +107,32 @@ class Loop(Callback):
         return self.state.step % interval == 0 if unit == "step" else ended and epoch % interval == 0
 
     def _validate(self, trainer: Trainer, module: TrainModule, epoch: int) -> bool:
-        """Whether it was the best so far. Every process evaluates every image: metrics then need no exchange, and sharded networks run in
-        step."""
+        """Whether it was the best so far. The processes share out the images, and each looks with what will be saved: with the first one's
+        running statistics."""
         assert self.validate is not None
         module.eval()
+        if torch.distributed.is_initialized():
+            for buffer in module.buffers():
+                whole = buffer.contiguous()
+                torch.distributed.broadcast(whole, 0)
+                buffer.copy_(whole)
 
         def forward(batch: Batch) -> dict[str, Tensor]:
-            outputs: Any = trainer.strategy.validation_step(to_device(batch, module.device), 0)
+            batch = to_device(batch, module.device)
+            if isinstance(trainer.model, FullyShardedDataParallel):
+                outputs: Any = trainer.strategy.validation_step(batch, 0)
+            else:
+                # Past DDP, which would have the processes wait for each other's buffers.
+                with trainer.precision_plugin.val_step_context():
+                    outputs = module.validation_step(batch, 0)
             return dict(outputs)
 
         row = self.validate(forward)
         module.train()
         self.state.record({"epoch": epoch, **row})
         self.progress.validation(self.state.step, row, self.validate.picture)
+        if self.state.step % self.steps_per_epoch:
+            self.progress.say(f"step {self.state.step} of epoch {epoch}: {describe(row, self.metric)}")
         better = self.state.consider(f"val_{self.metric}", row, epoch)
         if better and self.train.select == "best":
             self.best_weights = collect(trainer)[0]

@@ -16,6 +16,7 @@ from tessera.structures import ClassCatalog
 from tessera.training.checkpoint import Folder, read_checkpoint, require_fit, say
 
 FREE = (
+    "postprocess: ",  # Comes and goes with train.select.
     "train.clip_grad",
     "train.distributed_strategy",
     "train.num_epochs",

@@ -73,7 +73,7 @@ class Progress:
         self._scalars("step", {name: losses[name] for name in ("loss", "grad_norm") if name in losses}, step)
         self._scalars("lr", rates, step)
         if self.verbose:
-            self._line(f"step {step}: " + ", ".join(f"lr of {name} {rate:.6g}" for name, rate in rates.items()))
+            self.say(f"step {step}: " + ", ".join(f"lr of {name} {rate:.6g}" for name, rate in rates.items()))
 
     def validation(self, step: int, row: dict[str, float], picture: Tensor | None) -> None:
         """``picture`` is (3, H, W) uint8."""
@@ -88,16 +88,15 @@ class Progress:
         step = epoch * self.steps_per_epoch
         per_step = (now - self._started) / max(1, step - self._first)
         left = per_step * (self.num_epochs * self.steps_per_epoch - step)
-        measured = {"val loss": row.get("val_loss"), self.metric: row.get(f"val_{self.metric}")}
         parts = [
             f"epoch {epoch}/{self.num_epochs}",
             f"loss {row['train_loss']:.4f}",
             f"lr {row['lr']:.2e}",
-            *(f"{name} {value:.4f}" for name, value in measured.items() if value is not None),
+            *filter(None, [describe(row, self.metric)]),
             f"{now - self._epoch_started:.1f} s",
             f"{_duration(left)} left",
         ]
-        self._line("  ".join(parts))
+        self.say("  ".join(parts))
         self._epoch_started = now
         means = {name.removeprefix("train_"): value for name, value in row.items() if name.startswith("train_")}
         self._scalars("train", means, step)
@@ -116,12 +115,21 @@ class Progress:
             for name, value in values.items():
                 self._writer.add_scalar(f"{group}/{name}", value, step)
 
-    def _line(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """One line, above the bar where there is one."""
+        if not self.active:
+            return
         if self._bar is not None:
             with contextlib.suppress(OSError):
                 self._bar.console.print(text, highlight=False)
         else:
             say(text)
+
+
+def describe(row: dict[str, float], metric: str) -> str:
+    """What a validation found; empty for a row without one."""
+    measured = {"val loss": row.get("val_loss"), metric: row.get(f"val_{metric}")}
+    return "  ".join(f"{name} {value:.4f}" for name, value in measured.items() if value is not None)
 
 
 def _duration(seconds: float) -> str:

@@ -32,6 +32,8 @@ class State:
     schedule: dict[str, Any] = field(default_factory=dict)
     report: dict[str, Any] | None = None
     """What fine-tuning took from ``train.pretrained_model_path``."""
+    postprocess: dict[str, Any] = field(default_factory=dict)
+    """That of all its validations."""
     origin: str | None = None
     """Digest of the file that ``train.resume_training_checkpoint_path`` named when this training continued from it."""
 
@@ -69,9 +71,10 @@ class State:
         self.rows[-1].update(values)
 
     def consider(self, metric: str, values: dict[str, float], epoch: int) -> bool:
-        """Remembers a better validation; of equal ones the earlier stays. A metric that is not a number is never the best."""
+        """Remembers a better validation; of equal ones the later, which has learned for longer. A metric that is not a number is never
+        the best."""
         value = values.get(metric, math.nan)
-        if math.isnan(value) or (self.best is not None and value <= self.best["value"]):
+        if math.isnan(value) or (self.best is not None and value < self.best["value"]):
             return False
         self.best = {"metric": metric, "value": value, "epoch": epoch, "step": self.step}
         return True

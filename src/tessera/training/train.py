@@ -17,16 +17,17 @@ from tessera.models import build_model
 from tessera.models.artifact import save_model
 from tessera.models.base import Model
 from tessera.provenance import Header, digests, sealed
-from tessera.spec.lineage import lineage
+from tessera.spec.lineage import DECIDING, lineage
 from tessera.spec.schema import PostprocessSpec, Spec
 from tessera.structures import Batch, ClassCatalog
 from tessera.training.checkpoint import say
-from tessera.training.fit import fit
+from tessera.training.fit import fit, resume
 from tessera.training.hardware import choose, deterministic
 from tessera.training.interrupt import TrainingStopped
 from tessera.training.launch import external_rank, launch
 from tessera.training.module import to_device
 from tessera.training.plan import Plan, find_checkpoint
+from tessera.training.progress import describe as describe_row
 from tessera.training.state import METRIC, State, metrics_csv
 from tessera.training.validation import Validation
 from tessera.training.weights import count_parameters, describe, freeze, load_matching
@@ -122,17 +123,32 @@ def _export(
     checkpoint: dict[str, Any],
 ) -> None:
     """From the last checkpoint alone, so that a resumed and an uninterrupted training write the same."""
-    state = State.from_plain(checkpoint["state"])
+    state = resume(checkpoint, spec)
     model.network.eval()
     freeze(model.network, spec.train.freeze)
+    metric = METRIC[spec.model.mode]
     weights = checkpoint["network"]
     if spec.train.select == "best" and checkpoint["best"] is not None:
         weights = checkpoint["best"]
     if plan.validates and "val_loss" not in state.rows[-1]:
-        row = _validate(spec, catalog, Validation(spec, catalog, model))
+        row = _validate(spec, catalog, Validation(spec, catalog, model, state.postprocess))
+        say(f"after the last epoch: {describe_row(row, metric)}")
         state.record(row)
-        if state.consider(f"val_{METRIC[spec.model.mode]}", row, spec.train.num_epochs):
+        if state.consider(f"val_{metric}", row, spec.train.num_epochs):
             weights = checkpoint["network"]
+    if plan.validates and state.best is None:
+        say(
+            f"warning: no validation gave a {metric}"
+            + "; model.pth has the last weights" * (spec.train.select == "best")
+        )
+    elif state.best is not None and state.best["value"] == 0:
+        say(
+            f"warning: the best {metric} of all validations is 0, so that none can be told from another; train for longer"
+            + "".join(
+                f", or see whether postprocess.{key}={state.postprocess[key]} is too strict"
+                for key in DECIDING[spec.model.mode][:1]
+            )
+        )
     _write(spec, experiment, results, catalog, state, model.network, weights)
 
 
@@ -154,7 +170,8 @@ def _write(
         "starts": state.starts,
         "seconds": round(state.seconds, 1),
         "best": state.best,
-        "weights": spec.train.select,
+        "weights": "last" if state.best is None else spec.train.select,
+        "postprocess": state.postprocess or None,
         "parameters": count_parameters(network),
         "fine_tuning": state.report,
         "last": {name: value for name, value in last.items() if math.isfinite(value)},

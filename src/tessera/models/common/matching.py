@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -35,10 +36,24 @@ def assign(costs: Sequence[Tensor]) -> Matches:
     return matches
 
 
+_alone = False
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Losses of images that the other processes do not see at the same time: nothing is averaged over processes."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
 def mean_count(targets: int, device: torch.device) -> Tensor:
-    """What losses summed over matched pairs are divided by: the number of targets, averaged over all processes, at least 1."""
+    """What losses summed over matched pairs are divided by: the number of targets, averaged over all processes (see ``alone``), at least 1."""
     count = torch.tensor(float(targets), device=device)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if not _alone and torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(count)
         count /= torch.distributed.get_world_size()
     return count.clamp(min=1)
