@@ -102,6 +102,7 @@ def leave_everything(grid: Grid, folder: Path) -> None:
         outputs = [f"{name}.statistics.json.gz", write(f"{name}.predictions.json.gz", "predictions")]
         content = {
             **resolved.parts,
+            "mode": "semantic",
             "split": "test",
             "images": 2,
             "metrics": evaluated(statistics),

@@ -133,6 +133,40 @@ def test_runtimes_and_metrics_are_columns(root: Path) -> None:
     assert latex.count(r"\begin{tabular}{llrrrrrrr}") == 1
 
 
+def test_tasks_are_tables_of_their_own_and_no_zero_stands_out(root: Path) -> None:
+    names = ["mask2former_swin", "mask2former_res_net", "mask2former_swin-short", "mask2former_res_net-short"]
+    grid = grid_with(root, experiments=names)
+    write(grid, names[0], {"PQ": 0.5, "AP": 0.0001, "mIoU": 0.0}, remarks=["3 of 12 images are <cut>_off"])
+    write(grid, names[1], {"PQ": 0.4, "AP": 0.0002, "mIoU": 0.0}, remarks=["3 of 12 images are <cut>_off"])
+    write(grid, names[2], {"AP": 0.2, "box_AP": 0.3}, mode="instance", remarks=["of one alone"])
+    write(grid, names[3], {"AP": 0.3, "box_AP": 0.0}, mode="instance", remarks=["3 of 12 images are <cut>_off"])
+    csv, markdown, latex = tables(grid)
+    assert [line.replace(" ", "") for line in markdown.splitlines()[:14] if "--" not in line] == [
+        "###Panoptic",
+        "",
+        "|model|backbone|variant|params(M)|PyTorchPQ|PyTorchAP|PyTorchmIoU|",
+        "|mask2former|swin|-|47.4|**50.0**|0.0|0.0|",
+        "|mask2former|res_net|-|9.88|40.0|0.0|0.0|",
+        "",
+        "###Instance",
+        "",
+        "|model|backbone|variant|params(M)|PyTorchAP|PyTorchbox_AP|",
+        "|mask2former|swin|short|47.4|20.0|**30.0**|",
+        "|mask2former|res_net|short|9.88|**30.0**|0.0|",
+        "",
+    ]
+    assert f"{names[0]}, {names[1]}, {names[3]}: 3 of 12 images are <cut>_off." in markdown
+    assert f"{names[2]}: of one alone." in markdown
+    assert latex.count(r"\begin{tabular}") == 2 and r"\textbf{Instance}\par" in latex
+    assert r"are $<$cut$>$\_off." in latex
+    assert set(pd.read_csv(io.StringIO(csv)).query("metric == 'box_AP'")["mode"]) == {"instance"}
+    document = read_json(root / "results/tables/t.json")
+    assert [row["mode"] for row in document["rows"]] == ["panoptic", "panoptic", "instance", "instance"]
+    page = (root / "results/tables/t.html").read_text()
+    assert page.count("<table") == 2 and page.count('id="row-4"') == 1 and "are &lt;cut&gt;_off." in page
+    assert page.count("<strong>") == 3
+
+
 def test_seeds_become_mean_and_spread(root: Path) -> None:
     names = ["mask2former_swin", "mask2former_swin-seed1", "mask2former_swin-short"]
     grid = grid_with(root, experiments=names, metrics=["PQ"])

@@ -90,6 +90,7 @@ def made_rows(count: int, seeds: int = 1, long: bool = False) -> list[Row]:
                     dataset="demo",
                     variants=[],
                     seed=seed,
+                    mode="panoptic",
                     split="test",
                     runtime=runtime,
                     precision=precision,
@@ -200,6 +201,21 @@ def test_classes_of_one_name_have_a_bar_each() -> None:
     row.runs[0].evaluations[0].per_class[:] = rows
     [axes] = figures.draw_classes([row], ["PQ"]).axes
     assert [text.get_text() for text in axes.get_yticklabels()] == ["screen (24)", "screen (131)", "wall"]
+
+
+def test_names_are_no_formulas_and_zero_leads_nowhere(tmp_path: Path) -> None:
+    first, second = rows = made_rows(2)
+    names = ["$\\frac{$", "US$ and CA$", "a_b^c"]
+    for row in rows:
+        row.runs[0].evaluations[0].per_class[:] = [{"name": name, "PQ": 0.0} for name in names]
+    figure = figures.draw_classes(rows, ["PQ"])
+    assert {text.get_fontweight() for axes in figure.axes for text in axes.texts} == {"normal"}
+    save(figure, tmp_path / "classes.png")
+    save(figures.draw_curves([Row("$\\alpha_{$", first.runs), second], ["PQ"]), tmp_path / "curves.pdf")
+    save(panels.draw_sheet([panels.Row("$\\x$", [("$_$^", Image.new("L", (90, 30)))])]), tmp_path / "sheet.png")
+    [text] = [text for text in figure.axes[0].get_yticklabels() if text.get_text() == names[1]]
+    plain = figure.axes[0].text(0, 0, "USD and CAD", fontsize=text.get_fontsize(), parse_math=False)
+    assert text.get_window_extent().width > 0.8 * plain.get_window_extent().width
 
 
 def test_of_many_classes_the_extremes_are_shown() -> None:

@@ -36,6 +36,7 @@ def evaluation(model: str, backbone: str, seed: int, commit: str) -> Evaluation:
         dataset="demo",
         variants=[],
         seed=seed,
+        mode="panoptic",
         split="test",
         runtime="torch",
         precision="fp32",
@@ -85,7 +86,7 @@ def test_best_is_bold_and_second_underlined() -> None:
     assert [text for tag, text in page.texts if tag == "u"] == ["60.0", "40.0"]
     assert ("small", "[58.5, 61.5]") in page.texts
     assert any(tag == "td" and text == "†" for tag, text in page.texts)
-    assert any(tag == "caption" and text.startswith("Percent, on demo test. Bold is best") for tag, text in page.texts)
+    assert any(tag == "p" and text.startswith("Percent, on demo test. Bold is best") for tag, text in page.texts)
     assert [text for tag, text in page.texts if tag == "th"][:2] == ["PyTorch", "ONNX Runtime fp16"]
 
 

@@ -36,6 +36,7 @@ class Evaluation(BaseModel):
     dataset: str
     variants: list[str]
     seed: int
+    mode: str
     split: str
     runtime: str
     precision: str
@@ -43,6 +44,8 @@ class Evaluation(BaseModel):
     metrics: dict[str, float] = Field(min_length=1)
     """Fractions; without those that the images hold nothing of."""
     per_class: list[dict[str, Any]]
+    remarks: list[str] = Field([])
+    """What a reader of the numbers must know."""
     seconds: float = Field(gt=0)
     """Of the whole evaluation, loading included."""
     lineage: dict[str, Any]

@@ -25,7 +25,17 @@ from tessera.reporting.statistics import (
     resampled,
     two_sided_p,
 )
-from tessera.reporting.table import DIFFERS, ROW, Cell, Column, ComparisonTable, Row, to_latex, to_markdown
+from tessera.reporting.table import (
+    DIFFERS,
+    ROW,
+    Cell,
+    Column,
+    ComparisonTable,
+    Row,
+    runtime_name,
+    to_latex,
+    to_markdown,
+)
 from tessera.spec.compose import Grid, Table
 from tessera.spec.lineage import lineage
 from tessera.spec.planning import digests_of, evaluation_file, statistics_file, table_lineage
@@ -125,11 +135,21 @@ def make_table(
         return Cell(mean, std, limits, difference, p, p is not None and p < LEVEL)
 
     rows = [
-        Row(*row, parameters=_parameters(numbers, row), cells=tuple(cell(row, column) for column in columns))
-        for row in members
+        Row(
+            *row,
+            parameters=_parameters(numbers, row),
+            cells=tuple(cell(row, column) for column in columns),
+            mode=found[0].mode,
+        )
+        for row, found in members.items()
     ]
     return ComparisonTable(
-        name, tuple(columns), tuple(rows), describe(evaluations, definition), sources(evaluations, commits)
+        name,
+        tuple(columns),
+        tuple(rows),
+        describe(evaluations, definition),
+        sources(evaluations, commits),
+        footnotes(evaluations),
     )
 
 
@@ -224,6 +244,7 @@ def long_form(
                 "experiment": evaluation.experiment,
                 **evaluation.row._asdict(),
                 "seed": evaluation.seed,
+                "mode": evaluation.mode,
                 "split": evaluation.split,
                 "images": evaluation.images,
                 "runtime": evaluation.runtime,
@@ -262,6 +283,21 @@ def describe(evaluations: Sequence[Evaluation], definition: Table) -> tuple[str,
         if any(compared.isdisjoint(names) and definition.baseline not in names for names in experiments):
             notes.append("rows on other data or with another number of seeds are not compared")
     return tuple(notes)
+
+
+def footnotes(evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
+    """What the evaluations remark, each once, with those that do where not all do."""
+    found: dict[str, list[str]] = {}
+    for evaluation in evaluations:
+        what = evaluation.experiment
+        if evaluation.runtime != "torch":
+            what += f" in {runtime_name(evaluation.runtime, evaluation.precision)}"
+        for remark in evaluation.remarks:
+            found.setdefault(remark, []).append(what)
+    return tuple(
+        remark if len(names) == len(evaluations) else f"{', '.join(dict.fromkeys(names))}: {remark}"
+        for remark, names in found.items()
+    )
 
 
 def sources(evaluations: Sequence[Evaluation], commits: Sequence[str | None]) -> str:

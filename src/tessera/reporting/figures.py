@@ -307,7 +307,8 @@ def _draw_bars(axes: Axes, percent: np.ndarray, best: np.ndarray | None, color: 
     axes.barh(np.arange(len(percent)), widths, height=0.72, color=color)
     for place, value in enumerate(percent):
         text = "–" if math.isnan(value) else f"{value:.1f}"
-        weight = "bold" if best is not None and text == f"{best[place]:.1f}" else "normal"
+        leads = best is not None and text == f"{best[place]:.1f}" and text != "0.0"
+        weight = "bold" if leads else "normal"
         right = float(widths[place]) + highest * 0.015
         axes.text(right, place, text, fontsize=6, va="center_baseline", fontweight=weight)
     axes.set_ylim(len(percent) - 0.5, -0.5)

@@ -29,23 +29,28 @@ def to_html(table: ComparisonTable, evaluations: Sequence[Evaluation], decimals:
     environment = Environment(
         loader=PackageLoader("tessera.reporting", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    standings = table.standings(decimals)
+    blocks: list[dict[str, Any]] = []
+    number = 0
+    for title, block in table.blocks:
+        rows = []
+        for row, ranks in zip(block.rows, block.standings(decimals), strict=True):
+            number += 1
+            cells = [_cell(cell, standing, decimals) for cell, standing in zip(row.cells, ranks, strict=True)]
+            rows.append(
+                {
+                    "number": number,
+                    "names": block.row_texts(row),
+                    "parameters": row.parameters,
+                    "parameters_text": parameters_text(row),
+                    "cells": cells,
+                    "sources": _sources(row, evaluations),
+                }
+            )
+        first = [*block.keys, *([PARAMETERS] if block.shows_parameters else [])]
+        blocks.append({"title": title, "table": block, "first": first, "rows": rows})
+    ranked = any(cell["standing"] for block in blocks for row in block["rows"] for cell in row["cells"])
     return environment.get_template("table.html.jinja").render(
-        table=table,
-        legend=LEGEND if any(map(any, standings)) else "",
-        differs=DIFFERS,
-        first=[*table.keys, *([PARAMETERS] if table.shows_parameters else [])],
-        rows=[
-            {
-                "number": number,
-                "names": table.row_texts(row),
-                "parameters": row.parameters,
-                "parameters_text": parameters_text(row),
-                "cells": [_cell(cell, standing, decimals) for cell, standing in zip(row.cells, ranks, strict=True)],
-                "sources": _sources(row, evaluations),
-            }
-            for number, (row, ranks) in enumerate(zip(table.rows, standings, strict=True), 1)
-        ],
+        table=table, legend=LEGEND if ranked else "", differs=DIFFERS, blocks=blocks
     )
 
 

@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from scipy.optimize import isotonic_regression
 
 from tessera.files import write_bytes
@@ -56,6 +57,7 @@ SETTINGS: dict[Any, Any] = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "lines.linewidth": 1.2,
+    "text.parse_math": False,
     "pdf.fonttype": 42,  # outlines that publishers accept and readers can search
     "svg.hashsalt": "tessera",
 }
@@ -80,6 +82,8 @@ def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
         io.BytesIO()
     )  # what matplotlib writes itself stays open where a disk refuses it, with a traceback when it is closed at last
     with matplotlib.rc_context(SETTINGS):
+        for text in figure.findobj(Text):
+            text.set_parse_math(False)  # Names of classes and files may have dollars.
         figure.savefig(stream, format=path.suffix[1:], dpi=dpi, metadata=metadata.get(path.suffix))
     write_bytes(path, stream.getvalue())
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from tessera.reporting.collect import RowName
@@ -62,6 +62,8 @@ class Row:
     """None where the table does not show them."""
     cells: tuple[Cell | None, ...]
     """One for each column; None where nothing was measured."""
+    mode: str = ""
+    """The task: panoptic, instance, semantic or detection."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,32 @@ class ComparisonTable:
     """What the numbers are, in plain text: parts of one sentence."""
     sources: str
     """Commits and digests of data that the numbers come from, as one sentence."""
+    footnotes: tuple[str, ...] = ()
+    """What must be known of some of the numbers, a sentence each without its full stop."""
+    whole: ComparisonTable | None = None
+    """Of one task's block, the table that it is cut from."""
 
     @property
     def keys(self) -> list[str]:
-        """What names a row: dataset and variant only where rows differ in them."""
-        return [key for key in ROW if key in ROW[:2] or len({getattr(row, key) for row in self.rows}) > 1]
+        """What names a row: dataset and variant only where rows of the whole table differ in them."""
+        rows = (self.whole or self).rows
+        return [key for key in ROW if key in ROW[:2] or len({getattr(row, key) for row in rows}) > 1]
+
+    @property
+    def blocks(self) -> list[tuple[str, ComparisonTable]]:
+        """A table for each task, with the columns in which it has a number, since metrics of two tasks are no competitors; one without a
+        heading where there is one task."""
+        modes = list(dict.fromkeys(row.mode for row in self.rows))
+        if len(modes) == 1:
+            return [("", self)]
+        found = []
+        for mode in modes:
+            rows = [row for row in self.rows if row.mode == mode]
+            kept = [place for place in range(len(self.columns)) if any(row.cells[place] for row in rows)]
+            columns = tuple(self.columns[place] for place in kept)
+            cut = tuple(replace(row, cells=tuple(row.cells[place] for place in kept)) for row in rows)
+            found.append((mode.capitalize(), replace(self, columns=columns, rows=cut, whole=self)))
+        return found
 
     @property
     def shows_parameters(self) -> bool:
@@ -98,7 +121,7 @@ class ComparisonTable:
 
     def standings(self, decimals: int) -> list[list[Standing]]:
         """By row and column: the highest and second highest mean of a column among the rows of one dataset, as printed, so that equal
-        texts stand alike; nothing stands out among fewer than two rows, nothing is second of two, and nothing beside two best."""
+        texts stand alike; nothing stands out among fewer than two rows, nothing is second of two, nothing beside two best, and no zero."""
         found: list[list[Standing]] = [[""] * len(self.columns) for _ in self.rows]
         for place in range(len(self.columns)):
             for dataset in {row.dataset for row in self.rows}:
@@ -109,6 +132,8 @@ class ComparisonTable:
                 }
                 ranked = sorted(means.values(), reverse=True)
                 for number, mean in means.items():
+                    if mean == 0:
+                        continue
                     if len(means) > 1 and mean == ranked[0]:
                         found[number][place] = "best"
                     elif len(means) > 2 and mean == ranked[1]:
@@ -120,6 +145,7 @@ class ComparisonTable:
             "table": self.name,
             "notes": list(self.notes),
             "sources": self.sources,
+            "footnotes": list(self.footnotes),
             "columns": [asdict(column) for column in self.columns],
             "rows": [asdict(row) for row in self.rows],
         }
@@ -151,11 +177,20 @@ LATEX = "bold is best, underlined second"
 
 
 def to_markdown(table: ComparisonTable, decimals: int) -> str:
-    """A pipe table aligned for a terminal, and two lines that say what the numbers are and where they come from."""
+    """Pipe tables aligned for a terminal, one for each task, and lines that say what the numbers are and where they come from."""
+    parts = []
+    for title, block in table.blocks:
+        parts += [*([f"### {title}", ""] if title else []), *_pipe_table(block, decimals), ""]
+    parts += [_caption(table, decimals, MARKDOWN), ""]
+    for footnote in table.footnotes:
+        parts += [f"{footnote}.", ""]
+    return "\n".join([*parts, table.sources, ""])
+
+
+def _pipe_table(table: ComparisonTable, decimals: int) -> list[str]:
     names = len(table.keys)
     header = [*table.keys, *([PARAMETERS] if table.shows_parameters else [])]
     header += [f"{column.group} {column.metric}" for column in table.columns]
-    standings = table.standings(decimals)
     marks = {"best": "**", "second": "_", "": ""}
 
     def text(cell: Cell | None, standing: Standing) -> str:
@@ -164,7 +199,7 @@ def to_markdown(table: ComparisonTable, decimals: int) -> str:
         number = f"{marks[standing]}{number_text(cell, decimals)}{marks[standing]}"
         return " ".join(filter(None, (number, interval_text(cell, decimals)))) + DIFFERS * cell.differs
 
-    lines = _texts(table, standings, text)
+    lines = _texts(table, table.standings(decimals), text)
     widths = [max(len(line[place]) for line in [header, *lines]) for place in range(len(header))]
     aligned = [
         "| "
@@ -178,14 +213,30 @@ def to_markdown(table: ComparisonTable, decimals: int) -> str:
     rule = "|" + "|".join(
         "-" * (width + 2) if place < names else "-" * (width + 1) + ":" for place, width in enumerate(widths)
     )
-    caption = _caption(table, standings, MARKDOWN)
-    return "\n".join([aligned[0], rule + "|", *aligned[1:], "", caption, "", table.sources, ""])
+    return [aligned[0], rule + "|", *aligned[1:]]
 
 
 def to_latex(table: ComparisonTable, decimals: int) -> str:
-    """A booktabs tabular, and below it in small print what the numbers are; where they come from is a comment."""
+    """A booktabs tabular for each task, and below in small print what the numbers are; where they come from is a comment."""
+    parts = []
+    for title, block in table.blocks:
+        if title:
+            parts.append(rf"\par\medskip\textbf{{{escape_latex(title)}}}\par\smallskip")
+        parts += _tabular(block, decimals)
+    notes = [_caption(table, decimals, LATEX), *(f"{footnote}." for footnote in table.footnotes)]
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs}",
+            f"% {table.sources}",
+            *parts,
+            rf"\par\smallskip{{\footnotesize {escape_latex(' '.join(notes))}\par}}",
+            "",
+        ]
+    )
+
+
+def _tabular(table: ComparisonTable, decimals: int) -> list[str]:
     keys = table.keys
-    standings = table.standings(decimals)
     styles = {"best": r"\textbf", "second": r"\underline", "": ""}
 
     def text(cell: Cell | None, standing: Standing) -> str:
@@ -202,30 +253,24 @@ def to_latex(table: ComparisonTable, decimals: int) -> str:
         start += width
     titles = [escape_latex(title) for title in [*first, *(column.metric for column in table.columns)]]
     body = []
-    for row, line in zip(table.rows, _texts(table, standings, text, escape_latex), strict=True):
+    for row, line in zip(table.rows, _texts(table, table.standings(decimals), text, escape_latex), strict=True):
         body.append(" & ".join(line) + r" \\")
         intervals = [interval_text(cell, decimals) if cell is not None else "" for cell in row.cells]
         if any(intervals):
             # Below its number: beside it, two columns would fill a page.
             small = [rf"{{\scriptsize {interval}}}" if interval else "" for interval in intervals]
             body += [" & ".join([""] * len(first) + small).strip() + r" \\", r"\addlinespace[2pt]"]
-    return "\n".join(
-        [
-            "% needs \\usepackage{booktabs}",
-            f"% {table.sources}",
-            f"\\begin{{tabular}}{{{'l' * len(keys)}{'r' * (len(titles) - len(keys))}}}",
-            r"\toprule",
-            " & ".join([""] * len(first) + heads).strip() + r" \\",
-            " ".join(rules),
-            " & ".join(titles) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            rf"\par\smallskip{{\footnotesize {escape_latex(_caption(table, standings, LATEX))}\par}}",
-            "",
-        ]
-    )
+    return [
+        f"\\begin{{tabular}}{{{'l' * len(keys)}{'r' * (len(titles) - len(keys))}}}",
+        r"\toprule",
+        " & ".join([""] * len(first) + heads).strip() + r" \\",
+        " ".join(rules),
+        " & ".join(titles) + r" \\",
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
 
 
 def _texts(
@@ -244,9 +289,9 @@ def _texts(
     ]
 
 
-def _caption(table: ComparisonTable, standings: Sequence[Sequence[Standing]], legend: str) -> str:
+def _caption(table: ComparisonTable, decimals: int, legend: str) -> str:
     """With what bold and the like mean, where anything stands out."""
-    ranked = any(standing for line in standings for standing in line)
+    ranked = any(standing for _, block in table.blocks for line in block.standings(decimals) for standing in line)
     return f"{'; '.join([*table.notes, *([legend] if ranked else [])])}."
 
 
