@@ -11,7 +11,16 @@ from typing import Annotated, Any
 
 import typer
 
-from tessera.commands import RESULTS, open_job, require_outside, run
+from tessera.commands import (
+    RESULTS,
+    infer_files,
+    is_model_file,
+    model_file,
+    open_job,
+    require_outside,
+    run,
+    split_arguments,
+)
 from tessera.files import UserError, read_json, refusal, write_json, write_text
 from tessera.log import start_log
 from tessera.spec.lineage import GENERATED_ROOT, STAGES
@@ -266,19 +275,59 @@ def evaluate(
 
 @app.command()
 def infer(
-    experiment: Experiment,
-    overrides: Overrides = None,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Name of an experiment, or a model file anywhere: .pth (also a checkpoint), .onnx or .engine."
+        ),
+    ],
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Images, folders (with their sub-folders), http(s) addresses, or a COCO .json file that lists images (`image_info`); and keys "
+            "of the spec as a.b=c. Without any image an experiment takes its own: `inference.images`, or the evaluated split.",
+            show_default=False,
+        ),
+    ] = None,
     runtime: Runtime = "torch",
     precision: Precision = "fp32",
     checkpoint: Checkpoint = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="The first so many images alone.", show_default="all that are named")
+    ] = None,
+    draw: Annotated[
+        str | None,
+        typer.Option(
+            help="Pictures: off, one per image, or all that the mode has. An experiment's key is inference.draw.",
+            show_default="all",
+        ),
+    ] = None,
+    label_map: Annotated[
+        Path | None,
+        typer.Option(help="Label map with names and colours for the class ids.", show_default="the model file's"),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the images that a .json file lists.", show_default="the folder of that file"),
+    ] = None,
     out: OutFolder = None,
     data_root: DataRoot = None,
     expect: Expect = None,
     log: Log = None,
 ) -> None:
-    """Write overlays and machine-readable results for the images of `inference.images`, or of the evaluated split."""
+    """Write overlays and machine-readable results: of an experiment for its own images, of any model file for the images that are named."""
     _start_log(log)
-    run(open_job("infer", experiment, overrides, data_root, expect, runtime, precision, checkpoint, out))
+    places, overrides = split_arguments(arguments or ())
+    settings = [] if draw is None else [f"inference.draw={draw}"]
+    if is_model_file(model) or places:
+        path = Path(model) if is_model_file(model) else model_file(model, runtime, precision)
+        infer_files(checkpoint or path, places, [*overrides, *settings], out, limit, label_map, images)
+        return
+    for option, value in (("--label-map", label_map), ("--images", images)):
+        if value is not None:
+            raise UserError(f"{option} {value}: is for images that are named, and none are")
+    settings += [] if limit is None else [f"inference.max_images={limit}"]
+    run(open_job("infer", model, [*overrides, *settings], data_root, expect, runtime, precision, checkpoint, out))
 
 
 @app.command("import")

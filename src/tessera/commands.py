@@ -5,6 +5,7 @@ Everything heavy is imported where it is used, as in ``cli``.
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tessera import gpus
-from tessera.files import UserError, read_json, workflow_command, write_json
+from tessera.files import UserError, digest_file, read_json, workflow_command, write_json
 from tessera.provenance import OtherSpecError, digests, sealed
 from tessera.spec import planning
 from tessera.spec.lineage import RUNTIMES, lineage, lineage_digest
@@ -21,9 +22,13 @@ from tessera.spec.planning import RUN_STAGES, record_file, statistics_file
 
 if TYPE_CHECKING:
     from tessera.inference.predictor import Predictor
+    from tessera.inference.results import Written
     from tessera.inference.sources import ImageSource
+    from tessera.provenance import Header
     from tessera.spec.compose import Resolved
+    from tessera.spec.networks import Mode
     from tessera.spec.schema import Spec, ViewsSpec
+    from tessera.structures import ClassCatalog
 
 RESULTS = Path(planning.RESULTS)
 ELSEWHERE = Path("out")
@@ -323,7 +328,7 @@ def _evaluate(job: Job) -> None:
 
 
 def _infer(job: Job) -> None:
-    from tessera.inference.results import infer
+    from tessera.inference.results import infer, require_replaceable
 
     spec = job.spec
     inputs = job.digests(job.model)
@@ -331,9 +336,11 @@ def _infer(job: Job) -> None:
     images: list[ImageSource] = []
     if spec.inference.images is None:
         images = _split_images(job, predictor)
-    infer(predictor, spec, job.made, images, inputs, origin)
+    if job.out is not None:
+        require_replaceable(job.out)
+    written = infer(predictor, spec, job.made, images, inputs, origin)
     _tell(origin)
-    print(f"wrote {job.made}", flush=True)
+    _said_results(job.made, written, predictor.mode)
 
 
 def _split_images(job: Job, predictor: Predictor) -> list[ImageSource]:
@@ -366,11 +373,111 @@ def _predictor(job: Job, device: str, testing: ViewsSpec | None = None) -> tuple
     return predictor, {}
 
 
+def infer_files(
+    model: Path,
+    places: Sequence[str],
+    overrides: Sequence[str],
+    out: Path | None,
+    limit: int | None = None,
+    label_map: Path | None = None,
+    images: Path | None = None,
+) -> None:
+    """Predictions of a model file on images anywhere, without a project. ``places`` as ``sources.gather`` takes them; ``overrides`` of what the
+    model file says about post-processing, testing and inference."""
+    from tessera.inference import load_predictor
+    from tessera.inference.results import limited, predict_to, require_replaceable
+    from tessera.inference.sources import gather
+
+    if not places:
+        raise UserError(f"{model}: expected images, folders or addresses behind the model file")
+    sources, notes = gather(places, images)
+    if out is None:
+        words = ["tessera", "infer", str(model), *places, *overrides, "--out", str(ELSEWHERE / model.stem)]
+        raise UserError(f"{model}: images that are named need a folder for the results: `{shlex.join(words)}`")
+    require_outside(out)
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file, expected a folder or nothing")
+    for place in places:
+        if Path(place).is_dir() and out.resolve().is_relative_to(Path(place).resolve()):
+            raise UserError(
+                f"--out {out}: lies in {place}, so that the next call would read its pictures; name a folder outside"
+            )
+    require_replaceable(out)
+    if not model.exists() and model.is_relative_to(RESULTS):
+        raise UserError(f"{model}: no such file; make it with `{workflow_command(model)}`")
+    runtime = next((runtime for runtime, suffix in SUFFIXES.items() if suffix == model.suffix), "torch")
+    if runtime != "onnx":
+        gpus.hold()
+    for note in notes:
+        print(f"infer: {note}", file=sys.stderr, flush=True)
+    sources = limited(sources, limit, "a larger --limit, or none, takes more")
+    predictor = load_predictor(model, device=device_of(runtime))
+    spec = predictor.header.spec
+    if overrides:
+        spec = _changed(predictor.header, model, overrides)
+        predictor = load_predictor(model, spec.postprocess, device_of(runtime), spec.testing)
+    catalog = predictor.header.catalog if label_map is None else _renamed(predictor.header.catalog, label_map)
+    facts = {"source": list(places), "model": {"file": model.name, "sha256": digest_file(model)}}
+    written = predict_to(predictor, sources, out, spec.inference, catalog, facts, skip_broken=True)
+    _said_results(out, written, predictor.mode)
+
+
+def split_arguments(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Places of images, and overrides ``a.b=c``."""
+    overrides = [word for word in arguments if re.match(r"[a-z_]+(\.[^=/]+)?=", word) and not Path(word).exists()]
+    return [word for word in arguments if word not in overrides], overrides
+
+
+def is_model_file(name: str) -> bool:
+    """Names of experiments have no suffix."""
+    return Path(name).suffix in SUFFIXES.values() or Path(name).is_file()
+
+
+def _changed(header: Header, model: Path, overrides: Sequence[str]) -> Spec:
+    """The spec of a model file with other keys of how it is used."""
+    from tessera.spec.compose import change
+
+    for text in overrides:
+        if text.partition(".")[0] not in ("postprocess", "testing", "inference"):
+            raise UserError(
+                f"override {text!r}: of a model file only postprocess, testing and inference can be changed"
+            )
+    return change(header.spec, str(model), overrides)
+
+
+def _renamed(catalog: ClassCatalog, path: Path) -> ClassCatalog:
+    """Names and colours that a label map gives to the model's class ids."""
+    from tessera.data.label_map import read_label_map
+    from tessera.structures import ClassCatalog
+
+    given = {category.id: category for category in read_label_map(path).categories}
+    missing = [f"{category.id} ({category.name})" for category in catalog.categories if category.id not in given]
+    if missing:
+        raise UserError(f"{path}: does not name the model's classes {', '.join(missing[:10])}; name all of them")
+    return ClassCatalog(
+        tuple(
+            replace(category, name=given[category.id].name, color=given[category.id].color)
+            for category in catalog.categories
+        )
+    )
+
+
 def _tell(origin: dict[str, Any]) -> None:
     """Of a model that is not the experiment's own."""
     for found in origin.values():
         step = f", step {found['step']} (epoch {found['epoch']})" if "step" in found else ""
         print(f"weights of {found['file']}{step}", flush=True)
+
+
+def _said_results(folder: Path, written: Written, mode: Mode) -> None:
+    """Raises UserError where images could not be read."""
+    what = {"panoptic": "segments", "instance": "instances", "detection": "detections"}.get(mode)
+    found = f", {written.found} {what}" if what else ""
+    print(f"wrote {folder}: index.json, which lists all files of {written.images} images{found}", flush=True)
+    if written.broken:
+        lines = "\n".join(f"  {line}" for line in written.broken)
+        count = written.images + len(written.broken)
+        raise UserError(f"{len(written.broken)} of {count} images cannot be read; the others are in {folder}\n{lines}")
 
 
 def _said(job: Job, *beside: Path) -> None:

@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+LARGEST_PIXEL_ID = 256**3 - 1
+"""Largest class id that a picture of classes can hold, written as RGB."""
+
 IGNORE = 255
 """Label of pixels that count neither in a loss nor in a metric."""
 

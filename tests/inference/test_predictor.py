@@ -1,3 +1,5 @@
+import http.server
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +9,7 @@ from PIL import Image
 
 from tessera.evaluation.evaluate import evaluate
 from tessera.files import UserError
-from tessera.inference import load_predictor
+from tessera.inference import load_predictor, sources
 from tessera.inference.sources import open_source
 from tessera.inference.testing import with_views
 from tessera.inference.torch_runtime import TorchPredictor
@@ -24,7 +26,7 @@ def predictor():
 
 @pytest.fixture
 def folder(tmp_path):
-    """Every kind of image, two sizes, one sub-folder that is not searched, one hidden file, one that is no image."""
+    """Every kind of image, two sizes, one in a sub-folder, one hidden file, one that is no image."""
     folder = tmp_path / "images"
     for number, name in enumerate(("b.png", "a.JPG", "c.jpeg", "d.bmp", "e.webp", "f.tiff")):
         save_picture(folder / name, 70 if number % 2 else 90, 80, number)
@@ -49,8 +51,16 @@ def test_one_image_is_predicted_alike_from_every_source(predictor, tmp_path):
 
 def test_a_folder_gives_its_images_by_name(predictor, folder):
     found = predictor.predict(folder)
-    assert [p.meta.file_name for p in found] == ["a.JPG", "b.png", "c.jpeg", "d.bmp", "e.webp", "f.tiff"]
-    assert [p.meta.image_id for p in found] == [1, 2, 3, 4, 5, 6]
+    assert [p.meta.file_name for p in found] == [
+        "a.JPG",
+        "b.png",
+        "c.jpeg",
+        "d.bmp",
+        "deeper/g.png",
+        "e.webp",
+        "f.tiff",
+    ]
+    assert [p.meta.image_id for p in found] == [1, 2, 3, 4, 5, 6, 7]
 
 
 @pytest.mark.parametrize("batch_size", [2, 3, 100])
@@ -60,7 +70,7 @@ def test_batch_size_changes_nothing(predictor, folder, batch_size):
     ]
     for source in (folder, sources):
         single, together = predictor.predict(source), predictor.predict(source, batch_size=batch_size)
-        assert len(single) == len(together) == 6
+        assert len(single) == len(together) == (7 if source is folder else 6)
         for one, other in zip(single, together, strict=True):
             assert one.meta == other.meta
             assert_same(other, one, exact=False)
@@ -146,10 +156,17 @@ def test_thresholds_of_the_caller_replace_the_headers():
     ("case", "source", "message"),
     [
         ("missing", "nowhere.png", "nowhere.png: no such file"),
-        ("gray array", np.zeros((4, 4), np.uint8), r"shape \(4, 4\) and type uint8"),
-        ("channels first", np.zeros((3, 8, 8), np.uint8), r"shape \(3, 8, 8\)"),
-        ("floats", np.zeros((8, 8, 3), np.float32), "type float32"),
+        ("channels first", np.zeros((3, 8, 8), np.uint8), r"shape \(3, 8, 8\), expected .*\(height, width, 3\)"),
+        ("channels last", torch.zeros(8, 8, 3), r"shape \(8, 8, 3\), expected .*\(3, height, width\)"),
+        ("alpha", np.zeros((8, 8, 4), np.uint8), r"shape \(8, 8, 4\)"),
+        ("a batch", torch.zeros(1, 3, 8, 8), r"shape \(1, 3, 8, 8\)"),
         ("empty", np.zeros((0, 8, 3), np.uint8), r"shape \(0, 8, 3\)"),
+        ("floats of bytes", np.full((8, 8, 3), 200.0), r"values from 200 to 200, expected 0\.\.1 .* divide it"),
+        ("negative floats", torch.full((3, 8, 8), -0.5), r"values from -0\.5 to -0\.5, expected 0\.\.1"),
+        ("not a number", np.full((8, 8), np.nan), r"values from nan to nan, expected 0\.\.1"),
+        ("bytes in 16 bits", np.full((8, 8), 255, np.uint16), "uint16 but holds nothing above 255; convert it"),
+        ("whole numbers", np.zeros((8, 8), np.int64), "of type int64, which does not tell the range"),
+        ("true and false", np.zeros((8, 8), bool), "of type bool, which does not tell the range"),
         ("number", 7, "is a int"),
         ("in a list", [np.zeros((4, 4, 3), np.uint8), None], "image 2: is a NoneType"),
     ],
@@ -216,3 +233,103 @@ def test_image_reading_is_shared(tmp_path):
     path = save_picture(tmp_path / "one.png", 20, 30, 1)
     (source,) = open_source(path)
     assert torch.equal(source.read(), read_image(path))
+
+
+def test_gray_deep_and_floating_arrays_and_tensors_are_the_image_in_bytes():
+    """uint8 in 0..255, uint16 in 0..65535 as files of 16 bits, floating point in 0..1; gray in all channels."""
+    gray = np.array([[0, 1, 128], [200, 254, 255]], np.uint8)
+    wanted = torch.from_numpy(gray).expand(3, 2, 3)
+    deep, floats = gray.astype(np.uint16) * 256 + 7, gray / 255
+    forms = [
+        gray,
+        gray[..., None],
+        np.stack([gray] * 3, -1),
+        deep,
+        floats,
+        floats.astype(np.float32)[..., None],
+        torch.from_numpy(gray),
+        torch.from_numpy(gray)[None],
+        torch.from_numpy(floats).float().expand(3, -1, -1),
+        torch.from_numpy(floats).bfloat16()[None] * 0 + torch.from_numpy(floats).half()[None].float(),
+        torch.from_numpy(deep),
+        Image.fromarray(gray),
+        Image.fromarray(deep),
+        Image.fromarray(deep.astype(np.int32)),
+        Image.fromarray(floats.astype(np.float32)),
+    ]
+    for source in open_source(forms):
+        assert torch.equal(source.read(), wanted), source.image_id
+
+
+def test_a_deep_array_is_what_its_file_is(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (20, 30), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    of_file, of_array = (source.read() for source in open_source([tmp_path / "deep.png", deep]))
+    assert torch.equal(of_file, of_array)
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Address of a server that gives out a picture, and what no picture is."""
+    save_picture(tmp_path / "www/a/one.png", 75, 100, 1)
+    save_picture(tmp_path / "www/b/one.png", 75, 100, 2)
+    (tmp_path / "www/page.png").write_text("<html>")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments):
+            super().__init__(*arguments, directory=str(tmp_path / "www"))
+
+        def do_GET(self):  # so the library calls it
+            if self.path == "/cut.png":
+                self.send_response(200)
+                self.send_header("Content-Length", "1000")
+                self.end_headers()
+                self.wfile.write(b"x" * 10)
+            elif self.path == "/endless.png":
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b"x" * 5000)
+            else:
+                super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+
+
+def test_an_address_is_an_image(predictor, server):
+    wanted = predictor.predict(make_picture(75, 100, 1))
+    found = predictor.predict(f"{server}/a/one.png?size=full")
+    assert found.meta.file_name == "one.png"
+    assert_same(found, wanted)
+    several = predictor.predict([f"{server}/a/one.png", f"{server}/b/one.png", make_picture(75, 100, 1)])
+    assert [p.meta.file_name for p in several] == ["000001_one.png", "000002_one.png", "image_000003.png"]
+    assert_same(several[2], several[0])
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/none.png", r"/none\.png: the server answers 404 \(File not found\), expected an image"),
+        ("/page.png", r"^http://127\.0\.0\.1:\d+/page\.png: is not a readable image"),
+        ("/cut.png", r"/cut\.png: .*(ends after 10 of 1000 bytes|cannot be fetched)"),
+        ("/endless.png", r"/endless\.png: has more than 0 MiB, which is the limit of an image from an address"),
+        ("/a/one.png", r"/a/one\.png: has more than 0 MiB"),
+    ],
+)
+def test_an_address_without_an_image_is_refused(predictor, server, monkeypatch, path, message):
+    if "more than" in message:
+        monkeypatch.setattr(sources, "LARGEST_DOWNLOAD", 4000)
+    with pytest.raises(UserError, match=message):
+        predictor.predict(server + path)
+
+
+def test_a_server_that_does_not_answer_is_named(predictor):
+    with pytest.raises(UserError, match=r"^http://127\.0\.0\.1:9/x\.png: cannot be fetched \(.*refused\)"):
+        predictor.predict("http://127.0.0.1:9/x.png")
+    with pytest.raises(UserError, match=r"^http://\[: is no address"):
+        predictor.predict("http://[")

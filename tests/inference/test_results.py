@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tessera.files import UserError
+from tessera.files import UserError, write_json
 from tessera.inference.results import choose_images, infer, output_stems, predict_to, recolored, write_results
-from tessera.inference.sources import ImageSource, open_source
+from tessera.inference.sources import ImageSource, gather, open_source
 from tessera.inference.torch_runtime import TorchPredictor
-from tessera.spec.schema import InferenceSpec
+from tessera.spec.schema import InferenceSpec, read_spec
 from tessera.structures import Category, ClassCatalog, ImageMeta, Instances, Predictions
 from tests.inference.tiny import CATALOG, make_catalog, make_model, make_picture, make_spec, save_picture
 
@@ -152,16 +152,18 @@ def test_a_broken_image_leaves_no_folder_and_keeps_the_old_one(images, tmp_path)
     assert on_disk(folder) == before and sorted(p.name for p in tmp_path.iterdir()) == ["images", "inference"]
 
 
-def test_no_instance_anywhere_is_an_error(tmp_path):
+def test_no_instance_anywhere_gives_empty_results_and_a_warning(tmp_path, capsys):
     model, header = make_model("instance")
     image = torch.from_numpy(make_picture(64, 64, 0)).permute(2, 0, 1)
     prediction = TorchPredictor(model, header).predict(make_picture(64, 64, 0))
     nothing = prediction.instances
     for name in ("scores", "labels", "boxes", "masks"):
         setattr(nothing, name, getattr(nothing, name)[:0])
-    with pytest.raises(UserError, match="no instance in any of the 1 images"):
-        write_results([(image, prediction)], [prediction.meta.file_name], tmp_path / "out", header.catalog, "instance")
-    assert not (tmp_path / "out").exists()
+    folder = tmp_path / "out"
+    written = write_results([(image, prediction)], [prediction.meta.file_name], folder, header.catalog, "instance")
+    assert (written.images, written.found, written.broken) == (1, 0, ())
+    assert json.loads((folder / "instances.json").read_text()) == []
+    assert "warning: the model found no instance in any of the 1 images" in capsys.readouterr().err
 
 
 def test_nothing_to_write_is_an_error(tmp_path):
@@ -290,17 +292,124 @@ def test_class_names_that_kitti_cannot_tell_apart_are_refused(tmp_path):
         write_results([detected("1.png", [0.9], [0], [[1.0, 1, 5, 5]])], ["1.png"], tmp_path / "x", twins, "detection")
 
 
+def test_ids_beyond_16_bits_are_written_as_colours(tmp_path):
+    far = ClassCatalog((Category(3, "cell", (1, 2, 3), True), Category(70000, "ground", (3, 2, 1), False)))
+    semantic = torch.tensor([[0, 1], [1, 0]])
+    prediction = Predictions(ImageMeta(1, "1.png", (2, 2), (2, 2)), semantic=semantic)
+    image = torch.zeros(3, 2, 2, dtype=torch.uint8)
+    write_results([(image, prediction)], ["1.png"], tmp_path / "x", far, "semantic")
+    with Image.open(tmp_path / "x/semantic/1.png") as picture:
+        colours = np.asarray(picture).astype(int)
+    assert (colours @ [1, 256, 65536]).tolist() == [[3, 70000], [70000, 3]]
+
+
 @pytest.mark.parametrize("mode", ["semantic", "panoptic"])
-def test_ids_beyond_16_bits_are_refused_before_anything_is_predicted(tmp_path, mode):
-    far = ClassCatalog((Category(70000, "cell", (1, 2, 3), True),))
-    with pytest.raises(UserError, match=r"the class 'cell' has the id 70000.*up to 65535"):
+def test_ids_beyond_24_bits_are_refused_before_anything_is_predicted(tmp_path, mode):
+    far = ClassCatalog((Category(2**24, "cell", (1, 2, 3), True),))
+    with pytest.raises(UserError, match=r"the class 'cell' has the id 16777216.*up to 16777215"):
         write_results(iter(()), ["1.png"], tmp_path / "x", far, mode)
     assert not (tmp_path / "x").exists()
 
 
-def test_no_detection_anywhere_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"no instance in any of the 1 images.*postprocess\.conf_threshold"):
-        write_detections(tmp_path / "x", [detected("1.png", [], [], [])])
+def test_no_detection_anywhere_gives_empty_results_and_a_warning(tmp_path, capsys):
+    index = write_detections(tmp_path / "x", [detected("1.png", [], [], [])])
+    assert index["images"][0]["instances"] == 0 and (tmp_path / "x/labels/1.txt").read_text() == ""
+    assert json.loads((tmp_path / "x/instances.json").read_text()) == []
+    assert "found no instance in any of the 1 images (postprocess.conf_threshold drops" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("draw", "pictures"),
+    [
+        ("off", set()),
+        ("one", {"overlay"}),
+        ("all", {"overlay", "overlay_instance", "overlay_semantic"}),
+    ],
+)
+def test_what_is_drawn_can_be_chosen(images, tmp_path, draw, pictures):
+    index, _ = run("panoptic", images[:1], tmp_path / "out", draw=draw)
+    assert {key for key in index["images"][0] if key.startswith("overlay")} == pictures
+    assert {path.name for path in (tmp_path / "out").glob("overlays*")} == {
+        {"overlay": "overlays"}.get(key, key.replace("overlay", "overlays")) for key in pictures
+    }
+
+
+def test_a_limit_is_said(images, tmp_path, capsys):
+    run("semantic", images, tmp_path / "out", max_images=2)
+    assert "infer: 2 of 5 images; inference.max_images=null for all\n" in capsys.readouterr().err
+
+
+def test_named_images_have_no_limit_unless_one_is_set():
+    assert make_spec(inference={"images": "mine"}).inference.max_images is None
+    assert make_spec(inference={"images": "mine", "max_images": 3}).inference.max_images == 3
+    assert make_spec(inference={}).inference.max_images == 16
+    spec = make_spec(inference={"images": "mine"})
+    assert read_spec(spec.model_dump(mode="json")) == spec
+
+
+def test_files_of_other_kinds_are_counted(tmp_path, capsys):
+    for name in ("a.png", "deeper/b.jpg"):
+        save_picture(tmp_path / "mine" / name, 60, 60, 0)
+    for name in ("a.heic", "deeper/b.HEIC", "c.jp2", "notes", ".hidden.png", ".git/x.png"):
+        path = tmp_path / "mine" / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (tmp_path / "mine/link").symlink_to(tmp_path)
+    spec = make_spec("semantic", data_root=str(tmp_path), inference={"images": "mine"})
+    assert [source.file_name for source in choose_images(spec)] == ["a.png", "deeper/b.jpg"]
+    assert (
+        "mine: 7 other entries are not read (2 .heic, 1 .jp2, 2 hidden, 1 linked folder, 1 without an ending)"
+        in capsys.readouterr().err
+    )
+
+
+def test_only_results_are_replaced(tmp_path):
+    predictor = TorchPredictor(*make_model("semantic"))
+    picture, folder = save_picture(tmp_path / "a.png", 60, 60, 0), tmp_path / "out"
+    predict_to(predictor, picture, folder)
+    predict_to(predictor, picture, folder)
+    (folder / "mine").mkdir()
+    (folder / "mine/thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds mine/thesis\.tex, which no inference wrote"):
+        predict_to(predictor, picture, folder)
+    with pytest.raises(UserError, match=r"holds a\.png, which no inference wrote"):
+        predict_to(predictor, picture, tmp_path)
+    assert picture.exists() and (folder / "mine/thesis.tex").exists()
+
+
+def test_a_list_for_a_test_server_keeps_its_ids_and_names(tmp_path):
+    """COCO's form without annotations; the panoptic results need no folder of truth."""
+    names = ("b/2.png", "a/1.png")
+    for name in names:
+        save_picture(tmp_path / "test" / name, 60, 60, 0)
+    listed = [{"id": 10**9 + number, "file_name": name} for number, name in enumerate(names)]
+    write_json(tmp_path / "image_info.json", {"images": listed, "categories": []})
+    sources, _ = gather([str(tmp_path / "image_info.json")], tmp_path / "test")
+    predict_to(TorchPredictor(*make_model("panoptic")), sources, tmp_path / "out")
+    results = json.loads((tmp_path / "out/instances.json").read_text())
+    assert {result["image_id"] for result in results} <= {10**9, 10**9 + 1} and results
+    panoptic = json.loads((tmp_path / "out/panoptic.json").read_text())
+    assert [(a["image_id"], a["file_name"]) for a in panoptic["annotations"]] == [
+        (10**9, "b/2.png"),
+        (10**9 + 1, "a/1.png"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        ([], "expected a COCO file with a list `images`"),
+        ([{"id": "1", "file_name": "a.png"}], r"image 1 has id '1' and file_name 'a\.png', expected a whole number"),
+        ([{"id": True, "file_name": "a.png"}], "image 1 has id True"),
+        ([{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}], "image 2 has the id 1 of image 1 again"),
+        ([{"id": 1, "file_name": "../a.png"}], "without '..'"),
+        ([7], "image 1 has id None"),
+    ],
+)
+def test_a_list_of_something_else_is_refused(tmp_path, images, message):
+    write_json(tmp_path / "list.json", {"images": images})
+    with pytest.raises(UserError, match=message):
+        gather([str(tmp_path / "list.json")])
 
 
 def test_three_lines_of_python_write_pictures_and_label_maps(tmp_path):

@@ -212,7 +212,7 @@ READERS = {
     "dataset": ("data", "spec/sources", "ops"),
     "train": ("training", "data", "models"),
     "postprocess": ("models",),
-    "evaluate": ("cli", "inference", "evaluation"),
+    "evaluate": ("commands", "inference", "evaluation"),
     "testing": ("inference",),
     "inference": ("inference",),
     "export": ("deploy",),

@@ -17,7 +17,7 @@ from tessera.spec.lineage import annotation_root
 from tessera.spec.networks import Mode
 from tessera.spec.schema import DatasetSpec
 from tessera.spec.sources import Source, is_pattern, sources
-from tessera.structures import ClassCatalog
+from tessera.structures import LARGEST_PIXEL_ID, ClassCatalog
 
 
 def require_mode(dataset: DatasetSpec, mode: Mode) -> None:
@@ -47,6 +47,12 @@ def load_catalog(dataset: DatasetSpec, data_root: str, mode: Mode) -> ClassCatal
     elif len(catalog) > 255:
         raise UserError(
             f"dataset {dataset.name}: {len(catalog)} classes; expected at most 255, because 255 marks ignored pixels"
+        )
+    largest = max(catalog.categories, key=lambda category: category.id)
+    if mode in ("semantic", "panoptic") and largest.id > LARGEST_PIXEL_ID:
+        raise UserError(
+            f"dataset {dataset.name}: the class {largest.name!r} has the id {largest.id}; pictures of classes, as inference writes them, hold "
+            f"ids up to {LARGEST_PIXEL_ID}. Give it a smaller one in the annotations and the label map"
         )
     if mode == "semantic" and len(catalog) < 2:
         advice = ""

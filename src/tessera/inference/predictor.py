@@ -107,12 +107,19 @@ class Predictor(ABC):
         return found
 
     def predict(self, source: Any, batch_size: int = 1) -> Predictions | list[Predictions]:
-        """For a path, an (H, W, 3) uint8 RGB array or a Pillow image its predictions; for a folder or a list a list of them."""
+        """For a path, an http(s) address, a Pillow image, an array or a tensor its predictions; for a folder or a list a list of them.
+
+        Arrays (H, W), (H, W, 1) or (H, W, 3) and tensors (H, W), (1, H, W) or (3, H, W) are RGB or gray: uint8 in 0..255, uint16 in 0..65535,
+        floating point in 0..1; see ``sources.to_rgb``. Raises UserError for everything else.
+        """
         found = [prediction for _, prediction in self.stream(open_source(source), batch_size)]
         return found if is_many(source) else found[0]
 
-    def stream(self, sources: Iterable[ImageSource], batch_size: int = 1) -> Iterator[tuple[Tensor, Predictions]]:
-        """Image (3, H, W) uint8 and predictions, in order, keeping one batch in memory.
+    def stream(
+        self, sources: Iterable[ImageSource], batch_size: int = 1, broken: list[str] | None = None
+    ) -> Iterator[tuple[Tensor, Predictions]]:
+        """Image (3, H, W) uint8 and predictions, in order, keeping one batch in memory. Given ``broken``, an image that cannot be read is left
+        out, and what is wrong with it is put there.
 
         A batch holds successive images of equal padded size only, so that batch-mates never change an image's input.
         """
@@ -120,7 +127,13 @@ class Predictor(ABC):
         group: list[tuple[ImageSource, Tensor]] = []
         group_size: tuple[int, int] | None = None
         for source in sources:
-            image = source.read()
+            try:
+                image = source.read()
+            except UserError as error:
+                if broken is None:
+                    raise
+                broken.append(str(error))
+                continue
             size = self._padded_size(image)
             if group and (size != group_size or len(group) == limit):
                 yield from self._predict(group)

@@ -5,13 +5,16 @@ A folder holds ``index.json``, which lists every image and (as ``outputs``) file
 - ``instances.json``: COCO results (``image_id``, ``category_id``, ``bbox``, ``score``, ``segmentation``), every instance kept
 - ``panoptic.json`` and ``panoptic/``: COCO panoptic, a segment's id = R + 256 G + 65536 B
 - ``labels/``: KITTI label files of a detector, one per image, empty where nothing is certain enough
-- ``semantic/``: one gray PNG per image with the dataset's class ids, 16 bits where an id exceeds 255
+- ``semantic/``: one PNG per image with the dataset's class ids: gray of 8 bits, of 16 where an id exceeds 255, and RGB where one exceeds
+  65535, as in panoptic PNGs: id = R + 256 G + 65536 B
 
 A panoptic model fills all but the labels, and draws ``overlays_instance/`` and ``overlays_semantic/`` too. Names and sub-folders are the images'.
+``instances.json``, and ``panoptic.json`` with its folder, are what test servers take.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,18 +28,29 @@ from torch import Tensor
 from tessera import provenance
 from tessera.evaluation.draw import draw_predictions
 from tessera.evaluation.progress import track
-from tessera.files import UserError, atomic_folder, encoded, write_json, write_text
+from tessera.files import UserError, atomic_folder, encoded, read_json, write_json, write_text
 from tessera.inference.predictor import Predictor
-from tessera.inference.sources import ImageSource, list_images, number_files, open_source, safe_name
+from tessera.inference.sources import ImageSource, gather, open_source, safe_name
 from tessera.ops.kitti import kitti_names, kitti_row
 from tessera.ops.masks import masks_to_boxes
 from tessera.ops.rle import encode_masks
 from tessera.spec.lineage import lineage
 from tessera.spec.networks import Mode
 from tessera.spec.schema import InferenceSpec, Spec
-from tessera.structures import ClassCatalog, Instances, Panoptic, Predictions, unknown_class
+from tessera.structures import LARGEST_PIXEL_ID, ClassCatalog, Instances, Panoptic, Predictions, unknown_class
 
 FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a folder of results holds."""
+
+    images: int
+    found: int
+    """Instances, detections or segments, certain or not; in semantic mode images."""
+    broken: tuple[str, ...]
+    """What was wrong with images that could not be read, one line each."""
 
 
 def infer(
@@ -46,11 +60,11 @@ def infer(
     split_images: Sequence[ImageSource] = (),
     inputs: Mapping[str, str] | None = None,
     origin: Mapping[str, Any] | None = None,
-) -> None:
+) -> Written:
     """Predicts on ``spec.inference.images``, or on ``split_images`` where that is not set, and writes ``folder`` whole or not at all.
 
     ``inputs``: ``provenance.digests`` of the model; ``origin``: what the lineage says of a model that is not the experiment's own.
-    Raises UserError when there is no image, and when a model of instances or detections finds nothing in any of them.
+    Raises UserError when there is no image; that nothing is found in any of them is only warned of.
     """
     sources = choose_images(spec, split_images)
     header = predictor.header
@@ -65,33 +79,80 @@ def infer(
         "facts": provenance.collect(),
     }
     names = [source.file_name for source in sources]
-    write_results(stream, names, folder, header.catalog, predictor.mode, spec.inference, facts, inputs)
+    return write_results(stream, names, folder, header.catalog, predictor.mode, spec.inference, facts, inputs)
 
 
 def predict_to(
-    predictor: Predictor, source: Any, folder: str | Path, settings: InferenceSpec = InferenceSpec()
-) -> None:
-    """The same from Python: everything that ``predictor.predict`` takes, with the pictures and files of ``infer`` below ``folder``.
+    predictor: Predictor,
+    source: Any,
+    folder: str | Path,
+    settings: InferenceSpec = InferenceSpec(),
+    catalog: ClassCatalog | None = None,
+    facts: Mapping[str, Any] | None = None,
+    skip_broken: bool = False,
+) -> Written:
+    """The same from Python: everything that ``predictor.predict`` takes, or a list of ``ImageSource``, with the pictures and files of ``infer``
+    below ``folder``, which is replaced where an earlier call made it.
 
-    Of ``settings`` the keys that say how to draw are read: ``score_threshold``, ``opacity``, ``color_map``, ``outline_width``.
+    Of ``settings`` the keys that say what is drawn and how are read. ``catalog``: the model's classes under other
+    names and colours. ``facts`` go into the index. ``skip_broken``: an image that cannot be read is told of at the end and hinders no other.
     """
-    sources = open_source(source)
+    given = isinstance(source, list) and all(isinstance(item, ImageSource) for item in source)
+    sources = source if given else open_source(source)
+    require_replaceable(Path(folder))
+    broken: list[str] | None = [] if skip_broken else None
     names = [item.file_name for item in sources]
-    stream = predictor.stream(sources)
-    write_results(stream, names, Path(folder), predictor.header.catalog, predictor.mode, settings)
+    stream = track(predictor.stream(sources, broken=broken), "infer: image", len(sources))
+    head = {
+        "experiment": predictor.header.experiment,
+        "runtime": predictor.runtime,
+        "precision": predictor.precision,
+        "lineage": {"model": predictor.header.lineage, "inference": settings.model_dump(mode="json")},
+        "facts": provenance.collect(),
+        **(facts or {}),
+    }
+    classes = predictor.header.catalog if catalog is None else catalog
+    return write_results(stream, names, Path(folder), classes, predictor.mode, settings, head, broken=broken)
+
+
+def require_replaceable(folder: Path) -> None:
+    """Raises UserError where the folder holds anything that results did not bring: it is going to be replaced whole."""
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    index = folder / "index.json"
+    document = read_json(index) if index.is_file() else None
+    brought = document.get("outputs") if isinstance(document, dict) else None
+    known = {"index.json", *(brought if isinstance(brought, dict) else ())}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_dir() and name not in known:
+            raise UserError(
+                f"{folder}: holds {name}, which no inference wrote, and would be replaced whole; name a new folder"
+            )
 
 
 def choose_images(spec: Spec, split_images: Sequence[ImageSource] = ()) -> list[ImageSource]:
-    """Sorted by name, at most ``inference.max_images``."""
+    """Sorted by name, at most ``inference.max_images``; says what is left out."""
     sources = list(split_images)
     if spec.inference.images is not None:
         path = Path(spec.data_root) / spec.inference.images
         if not path.exists():
             raise UserError(f"{path}: no such file or folder; set inference.images to images below {spec.data_root}")
-        sources = number_files(list_images(path), path) if path.is_dir() else number_files([path], path.parent)
+        sources, notes = gather([str(path)])
+        for note in notes:
+            _say(note)
     if not sources:
         raise UserError(f"dataset {spec.dataset.name}: the {spec.evaluate.split} split has no image to infer on")
-    return sorted(sources, key=lambda source: source.file_name)[: spec.inference.max_images]
+    sources = sorted(sources, key=lambda source: source.file_name)
+    return limited(sources, spec.inference.max_images, "inference.max_images=null for all")
+
+
+def limited(sources: list[ImageSource], count: int | None, advice: str) -> list[ImageSource]:
+    """The first ``count``; says so where others are left out."""
+    kept = sources[:count]
+    if len(kept) < len(sources):
+        _say(f"{len(kept)} of {len(sources)} images; {advice}")
+    return kept
 
 
 def write_results(
@@ -103,27 +164,35 @@ def write_results(
     spec: InferenceSpec = InferenceSpec(),
     facts: dict[str, Any] | None = None,
     inputs: Mapping[str, str] | None = None,
-) -> None:
-    """``stream`` yields (3, H, W) uint8 images with their predictions in the order of ``file_names``; ``facts`` go into the index, which is
-    ``provenance.sealed`` with ``inputs`` and the files of the folder."""
+    broken: Sequence[str] | None = None,
+) -> Written:
+    """``stream`` yields (3, H, W) uint8 images with their predictions in the order of ``file_names``, all of them but those that it puts into
+    ``broken`` on its way; ``facts`` go into the index, which is ``provenance.sealed`` with ``inputs`` and the files of the folder."""
     if not file_names:
         raise UserError(f"{folder}: no images were given, so there is nothing to write")
     stems = output_stems(file_names)
     largest = max(catalog.categories, key=lambda category: category.id)
-    if mode in ("panoptic", "semantic") and largest.id > 65535:
+    if mode in ("panoptic", "semantic") and largest.id > LARGEST_PIXEL_ID:
         raise UserError(
-            f"the class {largest.name!r} has the id {largest.id}, but semantic/*.png hold ids up to 65535; "
+            f"the class {largest.name!r} has the id {largest.id}, but semantic/*.png hold ids up to {LARGEST_PIXEL_ID}; "
             "give the classes smaller ids in the annotations and the label map, and train again"
         )
     palette = recolored(catalog, spec.color_map)
     kitti = kitti_names(catalog) if mode == "detection" else ()
     with atomic_folder(folder) as temporary:
         writer = _Writer(temporary, catalog, palette, kitti, mode, spec)
-        for (image, prediction), file_name in zip(stream, file_names, strict=True):
-            if prediction.meta.file_name != file_name:
-                raise ValueError(f"got the predictions of {prediction.meta.file_name}, expected those of {file_name}")
+        expected = iter(file_names)
+        for image, prediction in stream:
+            file_name = prediction.meta.file_name
+            if file_name not in expected:  # consumes the names of broken ones before it
+                raise ValueError(f"got the predictions of {file_name}, which comes twice, out of turn or unasked")
             writer.add(image, prediction, stems[file_name])
-        writer.finish({"format": FORMAT, "mode": mode, **(facts or {})}, inputs)
+        lost = tuple(broken or ())
+        if len(writer.images) + len(lost) != len(file_names):
+            raise ValueError(f"got predictions of {len(writer.images)} images, expected {len(file_names) - len(lost)}")
+        if not writer.images:
+            raise UserError(f"none of {len(lost)} images can be read\n" + "\n".join(f"  {line}" for line in lost))
+        return writer.finish({"format": FORMAT, "mode": mode, **(facts or {})}, inputs, lost)
 
 
 def output_stems(file_names: Sequence[str]) -> dict[str, str]:
@@ -163,9 +232,10 @@ class _Writer:
             "file_name": meta.file_name,
             "height": meta.original_size[0],
             "width": meta.original_size[1],
-            "overlay": self._draw(image, prediction, self.mode, f"overlays/{stem}"),
         }
-        if self.mode == "panoptic":
+        if self.spec.draw != "off":
+            entry["overlay"] = self._draw(image, prediction, self.mode, f"overlays/{stem}")
+        if self.spec.draw == "all" and self.mode == "panoptic":
             entry["overlay_instance"] = self._draw(image, prediction, "instance", f"overlays_instance/{stem}")
             entry["overlay_semantic"] = self._draw(image, prediction, "semantic", f"overlays_semantic/{stem}")
         if prediction.semantic is not None:
@@ -187,11 +257,19 @@ class _Writer:
             self.panoptic.append({"image_id": meta.image_id, "file_name": f"{stem}.png", "segments_info": segments})
         self.images.append(entry)
 
-    def finish(self, head: dict[str, Any], inputs: Mapping[str, str] | None) -> None:
-        if self.mode in ("instance", "detection") and not self.instances:
-            raise UserError(
-                f"the model found no instance in any of the {len(self.images)} images, not even an uncertain one; is it trained? "
-                "(postprocess.conf_threshold drops detections that score lower)"
+    def finish(self, head: dict[str, Any], inputs: Mapping[str, str] | None, broken: tuple[str, ...]) -> Written:
+        found = len(self.images)
+        if self.mode == "panoptic":
+            found = sum(entry["segments"] for entry in self.images)
+        elif self.mode != "semantic":
+            found = len(self.instances)
+        if not found:
+            what = "segment" if self.mode == "panoptic" else "instance"
+            thresholds = {"panoptic": "postprocess.object_mask_threshold", "detection": "postprocess.conf_threshold"}
+            key = thresholds.get(self.mode)
+            _say(
+                f"warning: the model found no {what} in any of the {len(self.images)} images"
+                + (f" ({key} drops what scores lower)" if key else "")
             )
         categories = self.catalog.to_json()
         if self.mode != "semantic":
@@ -203,6 +281,7 @@ class _Writer:
         outputs = provenance.digests(self.folder, sorted(path for path in self.folder.rglob("*") if path.is_file()))
         index = {**head, "images": self.images, "categories": categories}
         write_json(self.folder / "index.json", provenance.sealed(index, inputs, outputs))
+        return Written(len(self.images), found, broken)
 
     def _draw(self, image: Tensor, prediction: Predictions, mode: Mode, stem: str) -> str:
         """JPEG for photographs that came as JPEG, PNG otherwise."""
@@ -223,13 +302,19 @@ class _Writer:
 
 
 def semantic_png(semantic: Tensor, catalog: ClassCatalog) -> Image.Image:
-    """(H, W) contiguous ids to a gray image of the dataset's ids; no palette, which some readers would turn into brightness."""
+    """(H, W) contiguous ids to an image of the dataset's ids, gray or, where 16 bits do not hold them, RGB as ``panoptic_png``; no palette,
+    which some readers would turn into brightness."""
     ids = np.array([category.id for category in catalog.categories])
+    if ids.max() > 65535:
+        return _id_image(ids[semantic.numpy()])
     return Image.fromarray(ids.astype(np.uint8 if ids.max() <= 255 else np.uint16)[semantic.numpy()])
 
 
 def panoptic_png(panoptic: Panoptic) -> Image.Image:
-    ids = panoptic.ids.numpy()
+    return _id_image(panoptic.ids.numpy())
+
+
+def _id_image(ids: np.ndarray) -> Image.Image:
     return Image.fromarray(np.stack([ids % 256, ids // 256 % 256, ids // 65536], -1).astype(np.uint8))
 
 
@@ -281,6 +366,10 @@ def kitti_rows(instances: Instances, names: Sequence[str], score_threshold: floa
     return "".join(
         kitti_row(names[label], [f"{side:.2f}" for side in box], f"{score:.4f}") for label, box, score in fields
     )
+
+
+def _say(message: str) -> None:
+    print(f"infer: {message}", file=sys.stderr, flush=True)
 
 
 def _xywh(box: Tensor) -> list[float]:

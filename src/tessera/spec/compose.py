@@ -334,6 +334,14 @@ def load_grid(root: Path = Path(), data_root: str | None = None) -> Grid:
     return Grid(root, read_mapping(root / "config" / "config.yaml", twice_read=True), data_root)
 
 
+def change(spec: Spec, subject: str, overrides: Sequence[str]) -> Spec:
+    """A spec that stands alone, such as that of a model file, with overrides; raises UserError with every mistake at once."""
+    root = type(spec)
+    given = Layer(dict(flat(spec.model_dump(mode="json"), subject)))
+    values, mistakes = compose([given, *(override_layer(text, root) for text in overrides)])
+    return _validate(root, subject, values, mistakes)
+
+
 def render_spec(resolved: Resolved) -> str:
     """YAML that reads back as the same spec, with the origin of every value as a comment."""
     return render_yaml([(dotted(key), value, resolved.origin(key)) for key, value in _leaves(resolved.spec)])

@@ -312,9 +312,12 @@ class ViewsSpec(Section):
 
 class InferenceSpec(Section):
     images: str | None = None
-    """Folder or image file, relative to the data root; left out, the images of the evaluated split."""
+    """Folder (its sub-folders too), image file or COCO file of images beside it, relative to the data root; left out, the images of the
+    evaluated split."""
     max_images: int | None = Field(16, ge=1)
-    """The first so many in sorted order; left out, all."""
+    """The first so many in sorted order; null: all. Left out, all of `images` where that is set."""
+    draw: Literal["off", "one", "all"] = "all"
+    """Pictures of the results: none, one per image, or of a panoptic model one each of segments, instances and classes. Figures need one."""
     score_threshold: Unit = 0.5
     """Instances and detections below are neither drawn nor written as KITTI labels; the JSON results keep them."""
     opacity: Unit = 0.5
@@ -324,6 +327,13 @@ class InferenceSpec(Section):
     `name (id)`."""
     outline_width: int | None = Field(None, ge=1, le=100)
     """Of drawn boxes and contours, in pixels of the picture; left out, by the picture's size."""
+
+    @model_validator(mode="after")
+    def _no_limit(self) -> InferenceSpec:
+        """Unless one is set, on images that are named."""
+        if self.images is not None and "max_images" not in self.model_fields_set:
+            object.__setattr__(self, "max_images", None)
+        return self
 
 
 class ExportSpec(Section):
