@@ -209,6 +209,30 @@ def test_weights_are_not_read_when_a_whole_model_is_loaded_later():
     assert build_backbone(spec, load_pretrained=False).channels == [16, 32, 64, 128]
 
 
+@pytest.mark.parametrize(
+    ("name", "published"), [("resnet18", "resnet18.a1_in1k"), ("gc_vit_xxtiny", "gcvit_xxtiny.in1k")]
+)
+def test_a_download_is_known_by_its_name_and_the_digest_of_its_tensors(
+    name: str, published: str, monkeypatch: pytest.MonkeyPatch
+):
+    create = timm.create_model
+
+    def downloaded(name: str, pretrained: bool = False, **options: object):
+        torch.manual_seed(len(seeds) if pretrained else 0)
+        return create(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", downloaded)
+    seeds: list[int] = []
+    found = []
+    for _ in range(2):
+        found.append(build(name, "timm").origin)
+    seeds.append(1)
+    found.append(build(name, "timm").origin)
+    assert {key: found[0][key] for key in ("source", "name")} == {"source": "timm", "name": published}
+    assert found[0] == found[1] and found[0]["sha256"] != found[2]["sha256"]
+    assert build(name).origin is None
+
+
 def test_downloads_that_fail_are_told(monkeypatch: pytest.MonkeyPatch):
     create = timm.create_model
 

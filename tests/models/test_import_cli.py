@@ -79,7 +79,7 @@ def test_published_weights_are_evaluated_without_training(folder: Path, weights:
     assert (folder / FOLDER / "metrics.csv").read_text() == "epoch,step\n"
     report = json.loads((folder / FOLDER / "train.json").read_text())
     assert report["steps"] == 0 and report["last"] == {} and report["best"] is None
-    assert report["fine_tuning"]["loaded"] == len(weights) and report["lineage"] == header.lineage
+    assert report["initial_weights"]["network"]["loaded"] == len(weights) and report["lineage"] == header.lineage
     assert not (folder / "checkpoints").exists()
 
     answer = run("evaluate", EXPERIMENT, *ZERO)

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from tessera.files import UserError
+from tessera.files import UserError, digest_file
 from tessera.models.artifact import load_model
 from tessera.models.common.mask_criterion import MaskCriterion
 from tessera.spec.lineage import lineage
@@ -109,9 +109,51 @@ def test_fine_tuning_and_freezing(root, work, capsys):
     frozen = {name for name in before if name.startswith("backbone.")}
     assert frozen <= same and len(same) < len(before)
     report = json.loads((results / "train.json").read_text())
-    assert report["fine_tuning"]["loaded"] == len(before) and not report["fine_tuning"]["missing"]
+    start = report["initial_weights"]
+    assert start["backbone"] is None and start["network"]["sha256"] == digest_file(source)
+    assert start["network"]["loaded"] == len(before) and not start["network"]["missing"]
     assert report["parameters"]["trained"] < report["parameters"]["total"]
-    assert f"{len(before)} tensors loaded" in capsys.readouterr().err
+    assert capsys.readouterr().err.startswith(f"weights from model.pth (sha256 {digest_file(source)[:12]})\n")
+
+
+def test_the_first_line_says_that_nothing_is_pretrained(root, work, capsys):
+    results = toy.run(work, {"train.num_epochs": 1})
+    first = "weights from random numbers; no pretrained ones are named"
+    assert capsys.readouterr().err.splitlines()[0] == first
+    toy.run(work)
+    assert first in capsys.readouterr().err.splitlines()  # of the training, where it continues
+    assert json.loads((results / "train.json").read_text())["initial_weights"] == {"backbone": None, "network": None}
+
+
+def test_weights_of_the_backbone_are_told_from_those_of_the_network(root, work, capsys):
+    """The head is of another class count: it starts from what the backbone's file does not have, random numbers."""
+    whole = toy.weights(root / "results/whole/model.pth")
+    prefix = "backbone."
+    backbone = work / "swin.pth"
+    torch.save({name.removeprefix(prefix): whole[name] for name in whole if name.startswith(prefix)}, backbone)
+    section = toy.SPEC["model"]["backbone"] | {"pretrained": str(backbone)}
+    results = toy.run(work, {"model.backbone": section, "train.num_epochs": 1}, "one")
+    named = f"swin.pth (sha256 {digest_file(backbone)[:12]})"
+    first = f"weights of the backbone from {named}, all others from random numbers"
+    assert capsys.readouterr().err.splitlines()[0] == first
+    assert json.loads((results / "train.json").read_text())["initial_weights"] == {
+        "backbone": {"source": "file", "name": "swin.pth", "sha256": digest_file(backbone)},
+        "network": None,
+    }
+    head = work / "head.pth"
+    torch.save({name: whole[name] for name in whole if not name.startswith(prefix)}, head)
+    toy.run(
+        work,
+        {"model.backbone": section, "train.num_epochs": 1, "train.pretrained_model_path": str(head)},
+        "two",
+    )
+    left = sum(name.startswith(prefix) for name in whole)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == (
+        f"weights from head.pth (sha256 {digest_file(head)[:12]}) but for {left} of {len(whole)} tensors: of the backbone from {named}, "
+        "all others from random numbers"
+    )
+    assert lines[1].startswith(f"  {left} not in the file, start afresh: backbone.")
 
 
 def test_bf16_trains(work):

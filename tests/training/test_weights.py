@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from tessera.files import UserError
+from tessera.files import UserError, digest_file
 from tessera.training.weights import count_parameters, describe, freeze, load_matching
 
 
@@ -33,6 +33,7 @@ def test_report(tmp_path, wrap):
     report = load_matching(network, path)
     assert report == {
         "file": "weights.pth",
+        "sha256": digest_file(path),
         "loaded": 1,
         "other_shape": ["head.weight: (5, 4) in the file, (3, 4) here", "head.bias: (5,) in the file, (3,) here"],
         "missing": ["backbone.bias"],
@@ -40,7 +41,7 @@ def test_report(tmp_path, wrap):
     }
     assert torch.equal(network["backbone"].weight, source["backbone"].weight)
     assert torch.equal(network["head"].weight, head) and torch.equal(network["backbone"].bias, bias)
-    assert "1 tensors loaded" in describe(report) and "(5, 4) in the file, (3, 4) here" in describe(report)
+    assert "weights.pth: 1 tensors loaded" in describe(report) and "(5, 4) in the file, (3, 4) here" in describe(report)
 
 
 def test_nothing_fits(tmp_path):

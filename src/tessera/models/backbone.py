@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models.resnet import ResNet
 from torch import Tensor
 
-from tessera.files import UserError
+from tessera.files import UserError, digest_file
 from tessera.models import published, pyramid
 from tessera.models.gcvit import GCViT
 from tessera.models.published import gcvit as published_gcvit
@@ -23,6 +25,9 @@ from tessera.spec.networks import SWIN_SIZES, BackboneSpec, SwinSpec
 __all__ = ["STRIDES", "Backbone", "build_backbone", "can_dilate"]
 
 Backbone = Swin | GCViT | TimmBackbone
+
+Origin = dict[str, str]
+"""``source`` (file or timm), ``name`` (the file's, or the timm model with its tag) and ``sha256``: of the file, or of the tensors that timm gave."""
 
 _GCVIT_BASE = {
     "embed_dim": 128,
@@ -89,19 +94,23 @@ def can_dilate(name: str) -> bool:
 def _swin(spec: BackboneSpec, pretrained: str | None, activation_checkpoint: bool) -> Swin:
     sizes = SWIN_SIZES[spec.name]._asdict() | spec.swin.model_dump(exclude_none=True)
     window = sizes["window_size"]
-    state = None if pretrained is None else _weights(pretrained, f"{spec.name}_patch4_window{window}_{32 * window}")
+    name = f"{spec.name}_patch4_window{window}_{32 * window}"
+    state, origin = ({}, None) if pretrained is None else _weights(pretrained, name)
     backbone = Swin(**sizes, drop_path_rate=spec.drop_path_rate, activation_checkpoint=activation_checkpoint)
-    if state is not None:
+    if origin is not None:
+        backbone.origin = origin
         _load_renamed(backbone, state, published_swin, f"model.backbone.pretrained: {pretrained} into {spec.name}")
     return backbone
 
 
 def _gcvit(spec: BackboneSpec, pretrained: str | None, activation_checkpoint: bool) -> GCViT:
-    state = None if pretrained is None else _weights(pretrained, spec.name.replace("gc_vit", "gcvit"))
+    name = spec.name.replace("gc_vit", "gcvit")
+    state, origin = ({}, None) if pretrained is None else _weights(pretrained, name)
     backbone = GCViT(
         **GCVIT_SIZES[spec.name], drop_path_rate=spec.drop_path_rate, activation_checkpoint=activation_checkpoint
     )
-    if state is not None:
+    if origin is not None:
+        backbone.origin = origin
         _load_renamed(backbone, state, published_gcvit, f"model.backbone.pretrained: {pretrained} into {spec.name}")
     return backbone
 
@@ -115,7 +124,7 @@ def _load_renamed(backbone: Swin | GCViT, state: Mapping[str, Tensor], names: An
 
 def _load_timm(backbone: TimmBackbone, pretrained: str) -> None:
     name = backbone.name
-    state = _weights(pretrained, name)
+    state, backbone.origin = _weights(pretrained, name)
     whole = pyramid.whole_model(name)
     if isinstance(whole, ResNet):
         state = published_resnet.rename(state)
@@ -138,19 +147,32 @@ def _name_in_features(name: str, own: Collection[str]) -> str:
     return name
 
 
-def _weights(pretrained: str, name: str) -> dict[str, Tensor]:
+def _weights(pretrained: str, name: str) -> tuple[dict[str, Tensor], Origin]:
     """Of a local file; or, if ``pretrained`` is ``timm``, of the timm model ``name`` from timm's own download or its cache."""
     if pretrained != "timm":
-        return published.read_state(Path(pretrained))
+        file = published.weights_file(Path(pretrained))
+        return published.read_state(file), {"source": "file", "name": file.name, "sha256": digest_file(file)}
     if not timm.is_model_pretrained(name):
         raise UserError(
             f"model.backbone.pretrained is timm, but timm publishes no weights of {name}; give a local file or leave the key out"
         )
     try:
-        return timm.create_model(name, pretrained=True).state_dict()
+        model: Any = timm.create_model(name, pretrained=True)
     except Exception as error:  # whatever the download library of the day raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"model.backbone.pretrained is timm, but the weights of {name} could not be downloaded ({reason}); "
             "go online once, or set the key to a local file"
         ) from None
+    state = model.state_dict()
+    published_as = ".".join(filter(None, (name, model.pretrained_cfg.get("tag"))))
+    return state, {"source": "timm", "name": published_as, "sha256": _digest(state)}
+
+
+def _digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 over names, types, shapes and bytes, whatever file or cache the tensors came in."""
+    digest = hashlib.sha256()
+    for name, value in sorted(state.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -33,6 +33,9 @@ _PROBE = (96, 160)
 class TimmBackbone(nn.Module):
     """Any convolutional or hierarchical model of timm, cut off behind its last feature map."""
 
+    origin: dict[str, str] | None = None
+    """What the weights were read from; see ``backbone.Origin``. None where they are random."""
+
     def __init__(
         self, name: str, drop_path_rate: float, activation_checkpoint: bool = False, output_stride: int = STRIDES[-1]
     ) -> None:

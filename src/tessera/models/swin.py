@@ -127,6 +127,9 @@ class SwinStage(nn.Module):
 class Swin(nn.Module):
     """Four feature maps (B, C, h, w) at strides 4, 8, 16 and 32."""
 
+    origin: dict[str, str] | None = None
+    """What the weights were read from; see ``backbone.Origin``. None where they are random."""
+
     def __init__(
         self,
         embed_dim: int,

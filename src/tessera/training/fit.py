@@ -39,7 +39,7 @@ from tessera.training.progress import Progress
 from tessera.training.state import METRIC, State, counter_seed
 from tessera.training.stream import Stream
 from tessera.training.validation import Validation
-from tessera.training.weights import describe, freeze, load_matching
+from tessera.training.weights import describe_start, freeze, start_from
 
 SHARD_PARAMETERS = 1_000_000
 """FSDP: modules of at least so many parameters are sharded as one piece."""
@@ -80,10 +80,8 @@ def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Ha
     state.starts.append({"step": state.step, "epoch": state.step // plan.steps_per_epoch})
     if restored is not None:
         model.network.load_state_dict(restored["network"])
-    elif train.pretrained_model_path is not None:
-        state.report = load_matching(model.network, Path(train.pretrained_model_path))
-        if first:
-            say(describe(state.report))
+    else:
+        state.weights = start_from(model.network, train.pretrained_model_path)
     frozen = freeze(model.network, train.freeze)
 
     def load(epoch: int, start_batch: int) -> Iterable[Batch]:
@@ -139,6 +137,8 @@ def resume(restored: dict[str, Any] | None, spec: Spec) -> State:
 
 
 def _announce(spec: Spec, plan: Plan, state: State, hardware: Hardware) -> None:
+    weights = describe_start(state.weights)
+    say(weights.partition("\n")[0] if state.step else weights)
     where = f"GPU {', '.join(map(str, hardware.gpus))}" if hardware.gpus else f"CPU, {spec.train.threads} thread(s)"
     if hardware.world_size > 1:
         where += f", {hardware.world_size} processes"

@@ -30,8 +30,8 @@ class State:
     best: dict[str, Any] | None = None
     """``metric``, ``value``, ``epoch`` and ``step`` of the best regular validation."""
     schedule: dict[str, Any] = field(default_factory=dict)
-    report: dict[str, Any] | None = None
-    """What fine-tuning took from ``train.pretrained_model_path``."""
+    weights: dict[str, Any] = field(default_factory=dict)
+    """What they started from; see ``weights.start_from``."""
     postprocess: dict[str, Any] = field(default_factory=dict)
     """That of all its validations."""
     origin: str | None = None

@@ -30,7 +30,7 @@ from tessera.training.plan import Plan, find_checkpoint
 from tessera.training.progress import describe as describe_row
 from tessera.training.state import METRIC, State, metrics_csv
 from tessera.training.validation import Validation
-from tessera.training.weights import count_parameters, describe, freeze, load_matching
+from tessera.training.weights import count_parameters, describe, describe_start, freeze, start_from
 
 
 def train(spec: Spec, experiment: str, results: Path, checkpoints: Path) -> None:
@@ -101,16 +101,17 @@ def _take_over(spec: Spec, experiment: str, results: Path) -> None:
     catalog = load_catalog(spec.dataset, spec.data_root, spec.model.mode)
     model = build_model(spec.model, catalog, PostprocessSpec(), load_pretrained=False)
     assert spec.train.pretrained_model_path is not None  # held by spec/checks.py
-    path = Path(spec.train.pretrained_model_path)
-    report = load_matching(model.network, path)
+    path = spec.train.pretrained_model_path
+    weights = start_from(model.network, path)
+    report = weights["network"]
     if report["missing"] or report["other_shape"]:
         raise UserError(
             f"{path}: does not hold all weights of {spec.model.name}, which train.num_epochs=0 takes as they are; train, or import a file "
             f"that fits (tessera import)\n{describe(report)}"
         )
-    say(describe(report))
+    say(describe_start(weights))
     freeze(model.network, spec.train.freeze)
-    _write(spec, experiment, results, catalog, State(report=report), model.network, model.network.state_dict())
+    _write(spec, experiment, results, catalog, State(weights=weights), model.network, model.network.state_dict())
 
 
 def _export(
@@ -173,7 +174,7 @@ def _write(
         "weights": "last" if state.best is None else spec.train.select,
         "postprocess": state.postprocess or None,
         "parameters": count_parameters(network),
-        "fine_tuning": state.report,
+        "initial_weights": state.weights,
         "last": {name: value for name, value in last.items() if math.isfinite(value)},
         "facts": header.facts,
         "lineage": header.lineage,
