@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import math
@@ -115,7 +116,7 @@ def test_runtimes_and_metrics_are_columns(root: Path) -> None:
         "| mask2former | swin     |       47.4 |   **61.2** |       25.0 |     **90.0** |        **61.1** |               - |          **90.0** |",
         "| mask2former | res_net  |       9.88 |       50.0 |          - |     **90.0** |            49.9 |               - |          **90.0** |",
         "",
-        "Percent, on demo test (12 images); bold is best, italic second.",
+        "Percent, on demo test (12 images); trained from random weights; bold is best, italic second.",
         "",
         f"From {source}",
     ]
@@ -131,6 +132,35 @@ def test_runtimes_and_metrics_are_columns(root: Path) -> None:
     assert r"\multicolumn{3}{c}{PyTorch} & \multicolumn{3}{c}{ONNX Runtime} \\" in latex
     assert r"\cmidrule(lr){4-6} \cmidrule(lr){7-9}" in latex
     assert latex.count(r"\begin{tabular}{llrrrrrrr}") == 1
+
+
+def test_what_weights_started_from_stands_below(root: Path) -> None:
+    (root / "weights.pth").write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()[:12]
+    path = str(root / "weights.pth")
+    names = ["mask2former_swin", "mask2former_swin-seed1", "mask2former_res_net", "mask2former_swin-short"]
+    changes: dict[str, Any] = {
+        "backbones/res_net": {"model": {"backbone": {"name": "resnet18", "pretrained": "timm"}}},
+        "variants/short": {"train": {"num_epochs": 0, "pretrained_model_path": path}},
+    }
+    for part, content in changes.items():
+        (root / f"config/{part}.yaml").write_text(yaml.safe_dump(content))
+    grid = grid_with(root, experiments=names)
+    for name in names:
+        write(grid, name, {"PQ": 0.5})
+    _, markdown, latex = tables(grid)
+    started = [
+        "mask2former_swin: trained from random weights.",
+        "mask2former_res_net: trained from a backbone of timm.",
+        f"mask2former_swin-short: not trained, weights of weights.pth (sha256 {digest}).",
+    ]
+    assert [line for line in markdown.splitlines() if "trained" in line] == started
+    assert "trained" in latex and f"(sha256 {digest})" in (root / "results/tables/t.html").read_text()
+
+    (root / "config/variants/short.yaml").write_text(yaml.safe_dump({"train": {"pretrained_model_path": path}}))
+    grid = grid_with(root, experiments=["mask2former_res_net-short"])
+    write(grid, "mask2former_res_net-short", {"PQ": 0.5})
+    assert f"; trained from weights.pth (sha256 {digest}) and a backbone of timm" in tables(grid)[1]
 
 
 def test_tasks_are_tables_of_their_own_and_no_zero_stands_out(root: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -269,6 +270,8 @@ def describe(evaluations: Sequence[Evaluation], definition: Table) -> tuple[str,
     notes = [f"Percent, on {', '.join(sets)}"]
     if seeds > 1:
         notes.append(f"mean ± sample standard deviation over up to {seeds} seeds")
+    if len(started := starts(evaluations)) == 1:
+        notes += started
     enough = [evaluation.images >= INTERVAL_IMAGES for evaluation in evaluations]
     if definition.intervals and any(enough):
         level = f"{100 * (1 - LEVEL):.0f} %"
@@ -285,9 +288,31 @@ def describe(evaluations: Sequence[Evaluation], definition: Table) -> tuple[str,
     return tuple(notes)
 
 
-def footnotes(evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
-    """What the evaluations remark, each once, with those that do where not all do."""
+def starts(evaluations: Sequence[Evaluation]) -> dict[str, list[str]]:
+    """What weights started from, and the rows, each by its first experiment, that started from it."""
     found: dict[str, list[str]] = {}
+    for members in rows_of(evaluations).values():
+        found.setdefault(_start(members[0].lineage), []).append(members[0].experiment)
+    return found
+
+
+def _start(lineage: Mapping[str, Any]) -> str:
+    def named(key: str, path: str) -> str:
+        return f"{Path(path).name} (sha256 {lineage['weights'][key][:12]})"
+
+    network, backbone = lineage["train"]["pretrained_model_path"], lineage["model"]["backbone"]["pretrained"]
+    whole = [] if network is None else [named("train.pretrained_model_path", network)]
+    if lineage["train"]["num_epochs"] == 0:
+        return f"not trained, weights of {whole[0]}"
+    if backbone is not None:
+        whole.append(f"a backbone of {'timm' if backbone == 'timm' else named('model.backbone.pretrained', backbone)}")
+    return f"trained from {' and '.join(whole) or 'random weights'}"
+
+
+def footnotes(evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
+    """What weights started from, where rows differ in it; and what the evaluations remark, each once, with those that do where not all do."""
+    started = starts(evaluations)
+    found: dict[str, list[str]] = started if len(started) > 1 else {}
     for evaluation in evaluations:
         what = evaluation.experiment
         if evaluation.runtime != "torch":
@@ -295,7 +320,9 @@ def footnotes(evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
         for remark in evaluation.remarks:
             found.setdefault(remark, []).append(what)
     return tuple(
-        remark if len(names) == len(evaluations) else f"{', '.join(dict.fromkeys(names))}: {remark}"
+        remark
+        if len(names) == len(evaluations) and remark not in started
+        else f"{', '.join(dict.fromkeys(names))}: {remark}"
         for remark, names in found.items()
     )
 
