@@ -93,7 +93,7 @@ def annotations(draw: Any, size: tuple[int, int]) -> dict[str, Any]:
         "category_id": draw(ids),
         "segmentation": segmentation,
         "bbox": box,
-        "area": pixels if area is None else area,
+        "area": (pixels or 0.5) if area is None else area,  # The reader takes 0 for not given, with a warning.
         "iscrowd": int(crowd),
     }
 
