@@ -26,17 +26,20 @@ wildcard_constraints:
     table="[^/]+",
     dataset="[^/]+",
     suffix=r"(\.fp16)?",
+    testing=PLAN.testing_pattern(),
 
 
 def precision_of(wildcards):
     return PLAN.precision(wildcards.get("suffix", ""))
 
 
+def run_of(wildcards):
+    return precision_of(wildcards), wildcards.get("testing", "").removeprefix(".")
+
+
 def lineage(verb, runtime="torch"):
     def lineage_of(wildcards):
-        return PLAN.lineage(
-            wildcards.experiment, verb, runtime, precision_of(wildcards)
-        )
+        return PLAN.lineage(wildcards.experiment, verb, runtime, *run_of(wildcards))
 
     return lineage_of
 
@@ -101,7 +104,7 @@ def metrics_lineage(wildcards):
 def options(verb, runtime="torch"):
     def options_of(wildcards, output):
         return PLANNED_OPTIONS.get(str(output[0])) or PLAN.options(
-            wildcards.experiment, verb, runtime, precision_of(wildcards)
+            wildcards.experiment, verb, runtime, *run_of(wildcards)
         )
 
     return options_of

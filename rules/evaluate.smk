@@ -2,11 +2,11 @@ rule evaluate:
     input:
         "results/{experiment}/model.pth",
     output:
-        metrics="results/{experiment}/eval.json",
-        predictions="results/{experiment}/eval.predictions.json.gz",
-        statistics="results/{experiment}/eval.statistics.json.gz",
+        metrics="results/{experiment}/eval{testing}.json",
+        predictions="results/{experiment}/eval{testing}.predictions.json.gz",
+        statistics="results/{experiment}/eval{testing}.statistics.json.gz",
     log:
-        "logs/evaluate/{experiment}.log",
+        "logs/evaluate/{experiment}{testing}.log",
     conda:
         "../envs/tessera.yaml"
     threads: 4
@@ -24,11 +24,11 @@ rule evaluate_onnx:
         model="results/{experiment}/model{suffix}.onnx",
         parity="results/{experiment}/onnx_parity{suffix}.json",
     output:
-        metrics="results/{experiment}/onnx_eval{suffix}.json",
-        predictions="results/{experiment}/onnx_eval{suffix}.predictions.json.gz",
-        statistics="results/{experiment}/onnx_eval{suffix}.statistics.json.gz",
+        metrics="results/{experiment}/onnx_eval{suffix}{testing}.json",
+        predictions="results/{experiment}/onnx_eval{suffix}{testing}.predictions.json.gz",
+        statistics="results/{experiment}/onnx_eval{suffix}{testing}.statistics.json.gz",
     log:
-        "logs/evaluate_onnx/{experiment}{suffix}.log",
+        "logs/evaluate_onnx/{experiment}{suffix}{testing}.log",
     conda:
         "../envs/tessera.yaml"
     threads: 4
@@ -45,11 +45,11 @@ rule evaluate_trt:
         model="results/{experiment}/model{suffix}.engine",
         parity="results/{experiment}/trt_parity{suffix}.json",
     output:
-        metrics="results/{experiment}/trt_eval{suffix}.json",
-        predictions="results/{experiment}/trt_eval{suffix}.predictions.json.gz",
-        statistics="results/{experiment}/trt_eval{suffix}.statistics.json.gz",
+        metrics="results/{experiment}/trt_eval{suffix}{testing}.json",
+        predictions="results/{experiment}/trt_eval{suffix}{testing}.predictions.json.gz",
+        statistics="results/{experiment}/trt_eval{suffix}{testing}.statistics.json.gz",
     log:
-        "logs/evaluate_trt/{experiment}{suffix}.log",
+        "logs/evaluate_trt/{experiment}{suffix}{testing}.log",
     conda:
         "../envs/tessera.yaml"
     threads: 4

@@ -15,6 +15,7 @@ options = dict(zip(rest[::2], rest[1::2], strict=True))
 runtime = options.get("--runtime", "torch")
 prefix = "" if runtime == "torch" else f"{runtime}_"
 suffix = {"fp32": "", "fp16": ".fp16"}[options.get("--precision", "fp32")]
+suffix += f".{options['--testing']}" if "--testing" in options else ""
 folder = Path("results") / subject
 EVALUATION = (".json", ".predictions.json.gz", ".statistics.json.gz")
 outputs = {

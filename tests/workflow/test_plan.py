@@ -188,3 +188,19 @@ def test_logs_and_data_root_reach_the_command_line(project: Project) -> None:
 def test_lint_finds_nothing(project: Project) -> None:
     done = project.snakemake("--lint")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_another_way_of_testing_evaluates_again_and_trains_nothing(built: Project) -> None:
+    before = built.configuration()
+    target = "results/mask2former_swin/onnx_eval.fp16.strict.json"
+    try:
+        built.configure("testing/strict", {"postprocess": {"object_mask_threshold": 0.9}})
+        assert built.plan(target, "results/mask2former_swin/eval.strict.json") == {"evaluate": 1, "evaluate_onnx": 1}
+        built.run(target)
+        assert "--testing strict" in built.calls()[-1]
+        assert built.plan(target) == built.plan() == {}
+        built.configure("testing/strict", {"postprocess": {"object_mask_threshold": 0.7}})
+        assert built.plan(target) == {"evaluate_onnx": 1}
+        assert built.plan() == {}
+    finally:
+        built.restore(before)

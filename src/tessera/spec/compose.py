@@ -1,9 +1,9 @@
 """From the parts in config/ to the validated spec of an experiment.
 
-Order: schema defaults, model, backbone, dataset, variants, the experiment's own file, overrides. After each backbone, dataset and variant
-file comes its companion for the model's family, ``<name>.<family>.yaml``, where there is one. How layers combine: ``layers``. Names are
-built once from config/config.yaml and looked up; nothing ever parses one. This module is imported while Snakemake plans: it opens each
-file once and needs no torch.
+Order: schema defaults, model, backbone, dataset, variants, the experiment's own file, the way of testing, overrides. After each backbone,
+dataset, variant and testing file comes its companion for the model's family, ``<name>.<family>.yaml``, where there is one. How layers
+combine: ``layers``. Names are built once from config/config.yaml and looked up; nothing ever parses one. This module is imported while
+Snakemake plans: it opens each file once and needs no torch.
 """
 
 from __future__ import annotations
@@ -22,14 +22,16 @@ from pydantic import Field, ValidationError
 from tessera.files import UserError
 from tessera.spec.checks import MODES
 from tessera.spec.describe import closest
-from tessera.spec.layers import Layer, compose, flat, make_layer, nested, override_layer
-from tessera.spec.lineage import differences, lineage
+from tessera.spec.layers import TESTING, Layer, compose, flat, make_layer, nested, override_layer
+from tessera.spec.lineage import Lineages, differences, lineage
 from tessera.spec.mistakes import COMPANION, OVERRIDE, Key, Mistake, Value, Values, dotted, from_validation, refuse
 from tessera.spec.parts import read_mapping, render_yaml
 from tessera.spec.schema import SPECS, DatasetSpec, Spec
 from tessera.spec.section import Section
 
 DEFAULT = "default"
+RESERVED = ("fp16", "int8", "predictions", "statistics")
+"""Stand in the names of evaluation files already."""
 SectionType = TypeVar("SectionType", bound=Section)
 
 
@@ -57,6 +59,10 @@ class Table(Section):
     """What executed the networks."""
     precisions: list[Literal["fp32", "fp16"]] = Field(["fp32"])
     """Of the ONNX and TensorRT rows; PyTorch always runs in fp32."""
+    testing: list[str] = Field([""], min_length=1)
+    """Ways of testing: names of files in config/testing, and "" for the experiment's own."""
+    testing_as: Literal["columns", "rows"] = "columns"
+    """Where they stand beside each other."""
     metrics: list[str] = Field([])
     """Columns; left out, the main metrics that any of the evaluations has."""
     decimals: int = Field(1, ge=0, le=6)
@@ -108,6 +114,8 @@ class Resolved:
     parts: Parts
     values: Values
     """What parts and overrides say, without the schema's defaults."""
+    testing: str = ""
+    """Name of the way of testing, a file in config/testing; empty where it is the experiment's own."""
 
     @functools.cached_property
     def origins(self) -> dict[str, str]:
@@ -138,7 +146,9 @@ class Grid:
         self._layer = functools.cache(self._make_layer)
         self._resolve = functools.cache(self._compose)
         self.dataset = functools.cache(self._dataset)
-        self._listed = {folder: _stems(root / "config" / folder) for folder in ("experiments", *_folders(self.file))}
+        self._listed = {
+            folder: _stems(root / "config" / folder) for folder in ("experiments", TESTING, *_folders(self.file))
+        }
         refuse(config, self._missing_parts())
         self.parts = self._name_all()
         refuse(config, self._unknown_names())
@@ -176,6 +186,11 @@ class Grid:
         experiments = self.tables[table].experiments
         return self.possible if experiments == "all" else tuple(experiments)
 
+    @property
+    def testings(self) -> tuple[str, ...]:
+        """Ways of testing: the files in config/testing."""
+        return tuple(sorted(stem for stem in self._listed[TESTING] if "." not in stem))
+
     def _dataset(self, name: str) -> DatasetSpec:
         """Schema defaults and the dataset's own file, nothing else: what the data stages work on."""
         if name not in self.file.datasets:
@@ -186,13 +201,15 @@ class Grid:
         values = {key[1:]: value for key, value in layer.values.items() if key[0] == "dataset" and len(key) > 1}
         return _validate(DatasetSpec, f"dataset {name}", values)
 
-    def resolve(self, name: str, overrides: Sequence[str] = ()) -> Resolved:
-        """The validated spec. Raises UserError with every mistake at once."""
-        return self._resolve(name, tuple(overrides))
+    def resolve(self, name: str, overrides: Sequence[str] = (), testing: str = "") -> Resolved:
+        """The validated spec, with the keys of a way of testing where one is named. Raises UserError with every mistake at once."""
+        return self._resolve(name, tuple(overrides), testing)
 
-    def _compose(self, name: str, overrides: tuple[str, ...]) -> Resolved:
+    def _compose(self, name: str, overrides: tuple[str, ...], testing: str) -> Resolved:
         if name not in self.parts:
             raise UserError(f"no experiment {name!r} in {self._path('config.yaml')}; {_offer(name, self.names)}")
+        if testing and testing not in self.testings:
+            raise UserError(f"no way of testing {testing!r} in {self._path(TESTING)}; {_offer(testing, self.testings)}")
         parts = self.parts[name]
         family = self._family(parts["model"])
         config = self._path("config.yaml")
@@ -206,6 +223,7 @@ class Grid:
                 *self._with_companion("datasets", parts["dataset"], family),
                 *(layer for name in parts["variants"] for layer in self._with_companion("variants", name, family)),
                 *(self._layer("experiments", stem, family) for stem in self._own_files(parts)),
+                *(self._with_companion(TESTING, testing, family) if testing else ()),
                 *(override_layer(text, SPECS[family]) for text in overrides),
             ]
         )
@@ -213,7 +231,22 @@ class Grid:
             type_ = values.get(("dataset", "type"), Value(DatasetSpec().type, DEFAULT)).value
             if mode := _taught_mode(family, type_):
                 values["model", "mode"] = Value(mode, "chosen by dataset.type")
-        return Resolved(name, _validate(SPECS[family], name, values, mistakes), parts, values)
+        subject = f"{name} tested as {testing}" if testing else name
+        found = Resolved(name, _validate(SPECS[family], subject, values, mistakes), parts, values, testing)
+        if testing:
+            self._refuse_other_training(found, overrides)
+        return found
+
+    def _refuse_other_training(self, tested: Resolved, overrides: tuple[str, ...]) -> None:
+        """Thresholds can decide which weights a training keeps."""
+        trained = self.resolve(tested.name, overrides).spec
+        # The data are the same: a way of testing names neither train nor val.
+        changed = differences(*(Lineages(spec, lambda _: "").of("train") for spec in (trained, tested.spec)))
+        if changed:
+            raise UserError(
+                f"{self._path(TESTING, f'{tested.testing}.yaml')}: would need another training of {tested.name} ({changed[0]}), because "
+                "train.select is best and chose its weights by this; make it a variant"
+            )
 
     def _with_companion(self, folder: str, name: str, family: str) -> list[Layer]:
         """The part, and what it says to this family alone."""
@@ -261,7 +294,11 @@ class Grid:
                 elif name not in self._listed[folder]:
                     advice = _offer(name, sorted(self._listed[folder]))
                     found.append(Mistake(config, folder, f"no file config/{folder}/{name}.yaml; {advice}"))
-        for folder in _folders(self.file):
+        for name in self.testings:
+            if not re.fullmatch(r"[A-Za-z0-9_]+", name) or name in RESERVED:
+                text = f"{name!r} cannot name a way of testing: expected letters, digits and underscores, and none of {', '.join(RESERVED)}"
+                found.append(Mistake((self._path(TESTING, f"{name}.yaml"),), "", text))
+        for folder in (TESTING, *_folders(self.file)):
             for stem in sorted(stem for stem in self._listed[folder] if "." in stem):
                 name, _, family = stem.rpartition(".")
                 if name not in self._listed[folder] or family not in SPECS or folder == "models":
@@ -314,6 +351,10 @@ class Grid:
             if content.baseline is not None and content.baseline not in rows:
                 text = f"{content.baseline!r} is not among the table's experiments; {_offer(content.baseline, rows)}"
                 found.append(Mistake((config,), f"tables.{table}.baseline", text))
+            for name in content.testing:
+                if name and name not in self.testings:
+                    text = f"no way of testing {name!r} in config/{TESTING}; {_offer(name, self.testings)}"
+                    found.append(Mistake((config,), f"tables.{table}.testing", text))
         for table in self.tables:
             if not re.fullmatch(r"\w[\w-]*", table, re.ASCII):
                 text = f"{table!r} is no name of a table: expected letters, digits, underscores and hyphens only"

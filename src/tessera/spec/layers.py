@@ -52,6 +52,12 @@ OWNER_REASONS = {
     "datasets": "a dataset is checked once, not once per experiment; add a file config/datasets/<new name>.yaml",
 }
 
+TESTING = "testing"
+"""Folder of the ways of testing a model that is trained."""
+
+TESTED = ("testing", "postprocess", "evaluate", "dataset.test")
+"""Sections that its files may set: no training reads them, so that another way of testing trains nothing again."""
+
 REMOVED: Any = object()
 """Value of a section that the user named and then set to null."""
 
@@ -156,6 +162,13 @@ def nested(values: Values) -> dict[str, Any]:
 
 def _refusal(key: Key, folder: str) -> str | None:
     """Why files of this folder (or overrides) may not set the key."""
+    if folder == TESTING:
+        fits = any(dotted(key) == section or dotted(key).startswith(f"{section}.") for section in TESTED)
+        return (
+            None
+            if fits
+            else f"a way of testing sets {', '.join(TESTED)} alone; what training reads belongs in a variant"
+        )
     for count in range(1, len(key) + 1):
         owner = OWNED.get(".".join(key[:count]))
         if owner is not None and owner != folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import re
 import shlex
@@ -72,18 +73,19 @@ RUN_STAGES = ("parity", "evaluate", "infer")
 """A runtime executes them."""
 
 
-def record_file(stage: str, runtime: str = "torch", precision: str = "fp32") -> str:
-    """Below an experiment's folder, the JSON that a stage leaves, such as ``onnx_eval.fp16.json``: the runtime is a prefix except for PyTorch,
-    the precision a suffix except for fp32. A stage without one of them ignores it."""
+def record_file(stage: str, runtime: str = "torch", precision: str = "fp32", testing: str = "") -> str:
+    """Below an experiment's folder, the JSON that a stage leaves, such as ``onnx_eval.fp16.slide.json``: the runtime is a prefix except for
+    PyTorch, the precision a suffix except for fp32, then the way of testing where it has a name. A stage without one of them ignores it."""
     name, slash, inside = RECORDS[stage].partition("/")
     stem, dot, ending = name.partition(".")
     prefix = f"{runtime}_" if stage in RUN_STAGES and runtime != "torch" else ""
     suffix = "" if stage in ("train", "export") or precision == "fp32" else f".{precision}"
+    suffix += f".{testing}" if testing and stage == "evaluate" else ""
     return f"{prefix}{stem}{suffix}{dot}{ending}{slash}{inside}"
 
 
-def evaluation_file(runtime: str, precision: str) -> str:
-    return record_file("evaluate", runtime, precision)
+def evaluation_file(runtime: str, precision: str, testing: str = "") -> str:
+    return record_file("evaluate", runtime, precision, testing)
 
 
 def statistics_file(evaluation: Path) -> Path:
@@ -91,20 +93,25 @@ def statistics_file(evaluation: Path) -> Path:
     return evaluation.with_suffix(".statistics.json.gz")
 
 
-def table_columns(table: Table) -> list[tuple[str, str]]:
-    """(runtime, precision) in the order of the table's own lists; PyTorch has fp32 only."""
+Run = tuple[str, str, str]
+"""Runtime, precision and way of testing of an evaluation."""
+
+
+def table_columns(table: Table) -> list[Run]:
+    """In the order of the table's own lists; PyTorch has fp32 only."""
     return [
-        (runtime, precision)
+        (runtime, precision, testing)
         for runtime in table.runtimes
         for precision in (["fp32"] if runtime == "torch" else table.precisions)
+        for testing in table.testing
     ]
 
 
-def listed_evaluations(grid: Grid) -> list[tuple[str, str, str]]:
-    """(experiment, runtime, precision): of the experiments that config/config.yaml lists those of PyTorch and ONNX Runtime, and what the
+def listed_evaluations(grid: Grid) -> list[tuple[str, str, str, str]]:
+    """(experiment, runtime, precision, testing): of the experiments that config/config.yaml lists those of PyTorch and ONNX Runtime, and what the
     tables with any of them ask for.
     """
-    rows = [(name, runtime, "fp32") for name in grid.experiments for runtime in ("torch", "onnx")]
+    rows = [(name, runtime, "fp32", "") for name in grid.experiments for runtime in ("torch", "onnx")]
     for table in grid.tables:
         names = grid.table_experiments(table)
         if not set(grid.experiments).isdisjoint(names):
@@ -112,27 +119,26 @@ def listed_evaluations(grid: Grid) -> list[tuple[str, str, str]]:
     return list(dict.fromkeys(rows))
 
 
-def figure_files(experiments: Iterable[str], columns: Sequence[tuple[str, str]]) -> list[str]:
+def figure_files(experiments: Iterable[str], columns: Sequence[Run]) -> list[str]:
     """Below the results, what figures are drawn from; ``columns`` as ``table_columns`` gives them."""
     files = [*(evaluation_file(*column) for column in columns), "metrics.csv", "train.json", "inference/index.json"]
     return [f"{experiment}/{file}" for experiment in dict.fromkeys(experiments) for file in files]
 
 
-def table_rows(grid: Grid, table: str) -> list[tuple[str, str, str, str]]:
-    """(experiment, runtime, precision, evaluation file) of every evaluation that a table asks for, in its order."""
-    return [
-        (experiment, runtime, precision, evaluation_file(runtime, precision))
-        for experiment in grid.table_experiments(table)
-        for runtime, precision in table_columns(grid.tables[table])
-    ]
+def table_rows(grid: Grid, table: str) -> list[tuple[str, Run]]:
+    """(experiment, run) of every evaluation that a table asks for, in its order."""
+    return list(itertools.product(grid.table_experiments(table), table_columns(grid.tables[table])))
 
 
 Digest = Callable[..., str]
-"""Of a lineage, by experiment, verb, runtime and precision, as ``Plan.digest``."""
+"""Of a lineage, by experiment, verb, runtime, precision and way of testing, as ``Plan.digest``."""
 
 
 def digests_of(grid: Grid) -> Digest:
-    return functools.cache(lambda experiment, *stage: lineage_digest(grid.resolve(experiment).spec, *stage))
+    def digest(experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32", testing: str = "") -> str:
+        return lineage_digest(grid.resolve(experiment, testing=testing).spec, verb, runtime, precision)
+
+    return functools.cache(digest)
 
 
 def table_lineage(grid: Grid, table: str, digest: Digest) -> dict[str, Any]:
@@ -152,8 +158,7 @@ def figures_lineage(grid: Grid, table: str, digest: Digest) -> dict[str, Any]:
 
 
 def _evaluations(grid: Grid, table: str, digest: Digest) -> dict[str, str]:
-    rows = table_rows(grid, table)
-    return {f"{name}/{file}": digest(name, "evaluate", runtime, precision) for name, runtime, precision, file in rows}
+    return {f"{name}/{evaluation_file(*run)}": digest(name, "evaluate", *run) for name, run in table_rows(grid, table)}
 
 
 class Plan:
@@ -170,24 +175,38 @@ class Plan:
     def spec(self, experiment: str) -> Spec:
         return self.grid.resolve(experiment).spec
 
-    def _lineages(self, experiment: str) -> Lineages:
-        spec = self.spec(experiment)
-        return Lineages(spec, functools.partial(self.data, spec.dataset.name))
+    def _lineages(self, experiment: str, testing: str = "") -> Lineages:
+        spec = self.grid.resolve(experiment, testing=testing).spec
+        own = self.grid.dataset(spec.dataset.name)
+
+        def data(splits: tuple[str, ...]) -> str:
+            if all(getattr(spec.dataset, split) == getattr(own, split) for split in splits if testing):
+                return self.data(own.name, splits)
+            return data_digest(spec.dataset, self.data_root, splits)
+
+        return Lineages(spec, data)
 
     def _data(self, dataset: str, splits: tuple[str, ...]) -> str:
         """Where data lie is said by the dataset's own file alone, so that all experiments on it share one digest."""
         return data_digest(self.grid.dataset(dataset), self.data_root, splits)
 
-    def lineage(self, experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32") -> str:
-        return self.lineages(experiment).text(verb, runtime, precision)
+    def lineage(
+        self, experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32", testing: str = ""
+    ) -> str:
+        return self.lineages(experiment, testing).text(verb, runtime, precision)
 
-    def digest(self, experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32") -> str:
-        return self.lineages(experiment).digest(verb, runtime, precision)
+    def digest(
+        self, experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32", testing: str = ""
+    ) -> str:
+        return self.lineages(experiment, testing).digest(verb, runtime, precision)
 
-    def options(self, experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32") -> str:
+    def options(
+        self, experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32", testing: str = ""
+    ) -> str:
         """What a stage's command is told besides its name: where the data lie, and the digest of the lineage that was planned."""
         root = shlex.quote(self.root_of(self.dataset_of(experiment)))
-        return f"--data-root {root} --expect {self.digest(experiment, verb, runtime, precision)}"
+        named = f"--testing {testing} " if testing else ""
+        return f"{named}--data-root {root} --expect {self.digest(experiment, verb, runtime, precision, testing)}"
 
     def refuse_lost_data(self, stages: Iterable[tuple[str, str]], made: Collection[str]) -> None:
         """Raises UserError where data that a rule made are gone and nothing that is planned makes them again.
@@ -260,6 +279,11 @@ class Plan:
         """Regular expression that matches the names of the datasets with a ``generator``, ``fetch`` or ``convert``, and nothing else."""
         names = [name for name in self.grid.file.datasets if getattr(self.grid.dataset(name), key)]
         return "|".join(map(re.escape, names)) or "(?!)"
+
+    def testing_pattern(self) -> str:
+        """Regular expression of what names a way of testing in an evaluation's file: nothing, or a dot and its name."""
+        names = "|".join(map(re.escape, self.grid.testings)) or "(?!)"
+        return rf"(\.({names}))?"
 
     def conversion(self, name: str) -> str:
         """What the shards are made from."""
@@ -337,17 +361,12 @@ class Plan:
         ]
 
     def metrics_evaluations(self) -> list[str]:
-        return [
-            f"{RESULTS}/{experiment}/{evaluation_file(runtime, precision)}"
-            for experiment, runtime, precision in listed_evaluations(self.grid)
-        ]
+        return [f"{RESULTS}/{experiment}/{evaluation_file(*run)}" for experiment, *run in listed_evaluations(self.grid)]
 
     def metrics_lineage(self) -> str:
         evaluations = {
-            f"{experiment}/{evaluation_file(runtime, precision)}": self.digest(
-                experiment, "evaluate", runtime, precision
-            )
-            for experiment, runtime, precision in listed_evaluations(self.grid)
+            f"{experiment}/{evaluation_file(*run)}": self.digest(experiment, "evaluate", *run)
+            for experiment, *run in listed_evaluations(self.grid)
         }
         return canonical_json({"version": COMPARE_VERSION, "evaluations": evaluations})
 
@@ -356,7 +375,7 @@ class Plan:
         if "DVC_STAGE" not in os.environ:
             return
         made, tracked = set(), set()
-        for name in {self.dataset_of(experiment) for experiment, _, _ in listed_evaluations(self.grid)}:
+        for name in {self.dataset_of(experiment) for experiment, *_ in listed_evaluations(self.grid)}:
             folders = {PurePosixPath(file).parent for file in (*self.dataset_files(name), *self.given_files(name))}
             made |= {str(folder) for folder in folders if folders.isdisjoint(folder.parents)}
             if self.grid.dataset(name).generator is None and not Path(self.data_root).is_absolute():
@@ -365,16 +384,16 @@ class Plan:
         refuse_unsafe_repro(os.environ["DVC_STAGE"], made, tracked, self.grid.root)
 
     def _experiments(self, table: str) -> set[str]:
-        return {experiment for experiment, _, _, _ in self._rows(table)}
+        return {experiment for experiment, _ in self._rows(table)}
 
     def table_evaluations(self, table: str) -> list[str]:
-        return [f"{RESULTS}/{experiment}/{file}" for experiment, _, _, file in self._rows(table)]
+        return [f"{RESULTS}/{experiment}/{evaluation_file(*run)}" for experiment, run in self._rows(table)]
 
     def table_sources(self, table: str) -> list[str]:
         """The evaluations, the trainings' reports where parameters are shown, and the statistics where images are resampled."""
         evaluations = self.table_evaluations(table)
         definition = self.grid.tables[table]
-        trainings = dict.fromkeys(f"{RESULTS}/{experiment}/train.json" for experiment, _, _, _ in self._rows(table))
+        trainings = dict.fromkeys(f"{RESULTS}/{experiment}/train.json" for experiment, _ in self._rows(table))
         statistics = [str(statistics_file(Path(path))) for path in evaluations]
         return [
             *evaluations,
@@ -399,7 +418,7 @@ class Plan:
             <= MAX_FIGURE_ROWS
         )
 
-    def _rows(self, table: str) -> list[tuple[str, str, str, str]]:
+    def _rows(self, table: str) -> list[tuple[str, Run]]:
         return table_rows(self.grid, table)
 
 
