@@ -73,11 +73,12 @@ def leave_everything(grid: Grid, folder: Path) -> None:
     resolved = grid.resolve(folder.name)
 
     def leave(name: str, inputs: list[str], outputs: list[str], content: dict[str, Any]) -> None:
-        record = records()[name]
+        record = records(())[name]
         document = {
             "experiment": folder.name,
             "runtime": record.runtime,
             "precision": record.precision,
+            "testing": record.testing,
             "lineage": lineage(resolved.spec, record.stage, record.runtime, record.precision),
             "facts": {"commit": provenance.commit(), "packages": {"torch": "2.11.0+cpu"}},
             **content,

@@ -48,6 +48,10 @@ Expect = Annotated[
 Log = Annotated[Path | None, typer.Option(help="File that receives everything printed, too.", show_default=False)]
 Runtime = Annotated[str, typer.Option(help="What executes the network: torch, onnx or trt.")]
 Precision = Annotated[str, typer.Option(help="fp32 or fp16; of the ONNX graph or the engine.")]
+Testing = Annotated[
+    str,
+    typer.Option(help="Another way of testing: the name of a file in config/testing.", show_default="the experiment's"),
+]
 Checkpoint = Annotated[
     Path | None,
     typer.Option(
@@ -262,6 +266,7 @@ def evaluate(
     overrides: Overrides = None,
     runtime: Runtime = "torch",
     precision: Precision = "fp32",
+    testing: Testing = "",
     checkpoint: Checkpoint = None,
     out: OutRecord = None,
     data_root: DataRoot = None,
@@ -270,7 +275,7 @@ def evaluate(
 ) -> None:
     """Measure a runtime on every image of the evaluated split."""
     _start_log(log)
-    run(open_job("evaluate", experiment, overrides, data_root, expect, runtime, precision, checkpoint, out))
+    run(open_job("evaluate", experiment, overrides, data_root, expect, runtime, precision, checkpoint, out, testing))
 
 
 @app.command()
@@ -441,13 +446,14 @@ def why(
     overrides: Overrides = None,
     runtime: Runtime = "torch",
     precision: Precision = "fp32",
+    testing: Testing = "",
     data_root: DataRoot = None,
 ) -> None:
     """Say what differs between the spec as it is now and the one that an existing output was made with."""
     from tessera.spec.compose import explain, load_grid
 
-    resolved = load_grid(data_root=data_root).resolve(experiment, overrides or ())
-    found = _found_lineage(experiment, stage, runtime, precision)
+    resolved = load_grid(data_root=data_root).resolve(experiment, overrides or (), testing)
+    found = _found_lineage(experiment, stage, runtime, precision, testing)
     print(explain(found, resolved, stage, runtime, precision))
 
 
@@ -523,11 +529,11 @@ def _wrote(*paths: Path) -> None:
     print(f"wrote {', '.join(map(str, paths))}", flush=True)
 
 
-def _found_lineage(experiment: str, stage: str, runtime: str, precision: str) -> dict[str, object]:
+def _found_lineage(experiment: str, stage: str, runtime: str, precision: str, testing: str) -> dict[str, object]:
     """Of the output that exists now."""
     if stage not in STAGES:
         raise UserError(f"{stage}: no such stage; expected one of {', '.join(STAGES)}")
-    path = RESULTS / experiment / record_file(stage, runtime, precision)
+    path = RESULTS / experiment / record_file(stage, runtime, precision, testing)
     content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("lineage"), dict):
         raise UserError(f"{path}: has no `lineage`; expected a file that the stage {stage} wrote")

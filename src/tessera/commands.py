@@ -66,6 +66,11 @@ class Job:
         return self.resolved.spec
 
     @property
+    def testing(self) -> str:
+        """Name of the way of testing."""
+        return self.resolved.testing
+
+    @property
     def changed(self) -> str | None:
         """What makes the result another one than the workflow's, in the words of the command line."""
         if self.overrides:
@@ -80,7 +85,7 @@ class Job:
     @property
     def own(self) -> Path:
         """The same where the workflow has it."""
-        folder, record = RESULTS / self.name, record_file(self.verb, self.runtime, self.precision)
+        folder, record = RESULTS / self.name, record_file(self.verb, self.runtime, self.precision, self.testing)
         if self.verb in ("export", "precision", "engine"):
             return model_file(self.name, "trt" if self.verb == "engine" else "onnx", self.precision)
         return folder / record if self.verb in MAKES else (folder / record).parent
@@ -88,7 +93,7 @@ class Job:
     @property
     def record(self) -> Path:
         """The JSON that the stage leaves; of a model that is written elsewhere it lies beside it and has its name."""
-        record = RESULTS / self.name / record_file(self.verb, self.runtime, self.precision)
+        record = RESULTS / self.name / record_file(self.verb, self.runtime, self.precision, self.testing)
         if self.out is None:
             return record
         if self.verb not in MAKES:
@@ -111,6 +116,7 @@ class Job:
             words += ["--runtime", self.runtime]
         if self.precision != ("fp16" if self.verb == "precision" else "fp32"):
             words += ["--precision", self.precision]
+        words += ["--testing", self.testing] if self.testing else []
         words += [] if self.checkpoint is None else ["--checkpoint", str(self.checkpoint)]
         words += [] if self.data_root is None else ["--data-root", self.data_root]
         return shlex.join([*words, "--out", str(out)])
@@ -126,6 +132,7 @@ def open_job(
     precision: str = "fp32",
     checkpoint: Path | None = None,
     out: Path | None = None,
+    testing: str = "",
 ) -> Job:
     """Resolves the spec and makes sure that it is still the one the workflow planned with (``expect``), and that nothing of the workflow's is
     going to be replaced by something else. Raises UserError."""
@@ -139,7 +146,7 @@ def open_job(
             f"--precision {precision}: PyTorch evaluates the trained fp32 weights; choose --runtime onnx or trt"
         )
     overrides = tuple(overrides or ())
-    resolved = load_grid(data_root=data_root).resolve(experiment, overrides)
+    resolved = load_grid(data_root=data_root).resolve(experiment, overrides, testing)
     job = Job(verb, resolved, overrides, runtime, precision, checkpoint, out, data_root)
     found = lineage_digest(resolved.spec, verb, runtime, precision)
     if expect is not None and found != expect:
@@ -317,6 +324,7 @@ def _evaluate(job: Job) -> None:
         spec=spec,
         runtime=job.runtime,
         precision=job.precision,
+        testing=job.testing,
         lineage=lineage(spec, "evaluate", job.runtime, job.precision) | origin,
     )
     write_json(job.record, sealed(document, inputs, job.digests(predictions, statistics)))

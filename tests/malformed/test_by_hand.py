@@ -156,3 +156,20 @@ def test_any_checkpoint_can_be_evaluated_exported_and_opened(project: Path, caps
     shutil.copy(first, project / MODEL)
     refused = call(["evaluate", EXPERIMENT], project, capsys)
     assert "checkpoint: {'step': 1, 'epoch': 1} -> (absent)" in refused.err
+
+
+def test_another_way_of_testing_is_an_evaluation_of_the_same_model(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    way = project / "config/testing/strict.yaml"
+    way.parent.mkdir()
+    way.write_text("postprocess: {object_mask_threshold: 1.0}\nevaluate: {split: val}\n")
+    before = content(project)
+    done = call(["evaluate", EXPERIMENT, "--testing", "strict"], project, capsys)
+    assert done.code == 0 and f"wrote {FOLDER}/eval.strict.json" in done.out
+    document = read_json(project / FOLDER / "eval.strict.json")
+    assert document["testing"] == "strict" and document["split"] == "val"
+    assert document["lineage"]["postprocess"]["object_mask_threshold"] == 1.0
+    names = {f"{FOLDER}/eval.strict{end}" for end in (".json", ".predictions.json.gz", ".statistics.json.gz")}
+    assert content(project).keys() - before.keys() == names and before.items() <= content(project).items()
+    assert call(["verify", FOLDER], project, capsys).code == 0

@@ -59,9 +59,9 @@ def test_a_threshold_that_chose_the_weights_is_a_variant(project: Project) -> No
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("train: {num_epochs: 3}", "slide.yaml:1: train.num_epochs: a way of testing sets testing, postprocess, evaluate, dataset.test alone"),
+        ("train: {num_epochs: 3}", "slide.yaml, line 1: train.num_epochs: a way of testing sets testing, postprocess, evaluate, dataset.test alone"),
         ("dataset: {augmentation: {test_min_size: 64}}", "dataset.augmentation.test_min_size: a way of testing sets"),
-        ("testing: {made: slide}", "slide.yaml:1: testing.made: .*testing.mode"),
+        ("testing: {made: slide}", "slide.yaml, line 1: testing.made: .*testing.mode"),
         ("testing: {crop_size: [60, 64], mode: slide}", "tested as slide.*testing.crop_size"),
     ],
 )  # fmt: skip

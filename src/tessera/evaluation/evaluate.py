@@ -52,6 +52,7 @@ class Evaluation:
         runtime: str,
         precision: str,
         lineage: dict[str, Any],
+        testing: str = "",
     ) -> dict[str, Any]:
         """What eval.json holds, the same for every runtime. ``parts`` are what the experiment's name stands for: model, backbone, ..."""
         return {
@@ -61,6 +62,7 @@ class Evaluation:
             "split": spec.evaluate.split,
             "runtime": runtime,
             "precision": precision,
+            "testing": testing,
             "images": self.images,
             "metrics": self.metrics,
             "per_class": self.per_class,

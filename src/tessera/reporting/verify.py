@@ -7,7 +7,7 @@ Nothing of this is a signature: whoever makes all records of a chain anew goes u
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -49,15 +49,17 @@ class Record:
     stage: str
     runtime: str = "torch"
     precision: str = "fp32"
+    testing: str = ""
 
 
-def records() -> dict[str, Record]:
-    """By path below an experiment's folder."""
+def records(testings: Iterable[str]) -> dict[str, Record]:
+    """By path below an experiment's folder. ``testings``: the ways of testing that have names."""
     found = [Record("train"), Record("export"), Record("precision", precision="fp16")]
     for precision in ("fp32", "fp16"):
         found.append(Record("engine", precision=precision))
         found += [Record(stage, runtime, precision) for runtime in RUNTIMES for stage in RUN_STAGES]
-    return {record_file(one.stage, one.runtime, one.precision): one for one in found}
+        found += [Record("evaluate", runtime, precision, way) for runtime in RUNTIMES for way in testings]
+    return {record_file(one.stage, one.runtime, one.precision, one.testing): one for one in found}
 
 
 def verify(grid: Grid, path: Path, results: Path) -> Iterator[Finding]:
@@ -92,30 +94,33 @@ def _verify_folder(grid: Grid, folder: Path) -> Iterator[Finding]:
     elif folder.name in grid.parts:
         yield from _verify_experiment(grid, folder)
     else:
-        yield from _verify_other(folder)
+        yield from _verify_other(grid, folder)
 
 
 def _verify_experiment(grid: Grid, folder: Path) -> Iterator[Finding]:
-    try:
-        spec = grid.resolve(folder.name).spec
-    except UserError as error:
-        yield Finding("broken", folder, f"its spec can no longer be made: {error}")
-        return
+    known = {folder / name: record for name, record in records(grid.testings).items() if (folder / name).is_file()}
     found: dict[Path, dict[str, Any]] = {}
-    for name, record in records().items():
-        path = folder / name
-        if not path.is_file():
-            continue
+    specs = {}
+    for testing in {"": None} | {record.testing: None for record in known.values()}:
+        try:
+            specs[testing] = grid.resolve(folder.name, testing=testing).spec
+        except UserError as error:
+            yield Finding("broken", folder, f"its spec can no longer be made: {error}")
+            return
+    for path, record in known.items():
+        spec = specs[record.testing]
         expected = {"experiment": folder.name}
         if record.stage in RUN_STAGES:
             expected |= {"runtime": record.runtime, "precision": record.precision}
+        if record.stage == "evaluate":
+            expected["testing"] = record.testing
         wanted = lineage(spec, record.stage, record.runtime, record.precision)
         document = yield from _verify_record(path, wanted, expected)
         if document is not None:
             found[path] = document
             if record.stage == "evaluate":
                 yield from _verify_metrics(path, document)
-    if not any((folder / name).is_file() for name in records()):
+    if not known:
         yield Finding("broken", folder, "holds nothing that a stage recorded")
     yield from _strangers(folder, found)
     yield from _facts(grid.root, folder, found)
@@ -170,9 +175,9 @@ def _verify_reports(
     yield from _facts(grid.root, folder, found)
 
 
-def _verify_other(folder: Path) -> Iterator[Finding]:
+def _verify_other(grid: Grid, folder: Path) -> Iterator[Finding]:
     """An experiment that the configuration no longer has, and whatever else."""
-    known = [folder / name for name in records() if (folder / name).is_file()]
+    known = [folder / name for name in records(grid.testings) if (folder / name).is_file()]
     if known:
         yield Finding(
             "broken", folder, "config/config.yaml has no such experiment: nothing says what it should be made from"
