@@ -58,9 +58,11 @@ def grid_with(root: Path, **table: Any) -> Grid:
     return load_grid(root)
 
 
-def write(grid: Grid, experiment: str, metrics: dict[str, float], runtime: str = "torch", **changes: Any) -> Path:
+def write(
+    grid: Grid, experiment: str, metrics: dict[str, float], runtime: str = "torch", testing: str = "", **changes: Any
+) -> Path:
     """As the stages leave them, an evaluation with ``changes`` and a training's report."""
-    resolved = grid.resolve(experiment)
+    resolved = grid.resolve(experiment, testing=testing)
     document = {
         "experiment": experiment,
         **resolved.parts,
@@ -68,6 +70,7 @@ def write(grid: Grid, experiment: str, metrics: dict[str, float], runtime: str =
         "split": resolved.spec.evaluate.split,
         "runtime": runtime,
         "precision": "fp32",
+        "testing": testing,
         "images": 12,
         "metrics": metrics,
         "per_class": [],
@@ -76,7 +79,7 @@ def write(grid: Grid, experiment: str, metrics: dict[str, float], runtime: str =
         "facts": {"commit": "a" * 40 + "-dirty"},
         **changes,
     }
-    path = grid.root / "results" / experiment / evaluation_file(runtime, "fp32")
+    path = grid.root / "results" / experiment / evaluation_file(runtime, "fp32", testing)
     write_json(path, sealed(document))
     training = {
         "experiment": experiment,
@@ -161,6 +164,51 @@ def test_what_weights_started_from_stands_below(root: Path) -> None:
     grid = grid_with(root, experiments=["mask2former_res_net-short"])
     write(grid, "mask2former_res_net-short", {"PQ": 0.5})
     assert f"; trained from weights.pth (sha256 {digest}) and a backbone of timm" in tables(grid)[1]
+
+
+SIDE_BY_SIDE = {
+    "columns": [
+        "| model       | backbone | PyTorch PQ | PyTorch strict PQ |",
+        "|-------------|----------|-----------:|------------------:|",
+        "| mask2former | swin     |   **61.0** |          **60.0** |",
+        "| mask2former | res_net  |       50.0 |              49.0 |",
+    ],
+    "rows": [
+        "| model       | backbone | variant | PyTorch PQ |",
+        "|-------------|----------|---------|-----------:|",
+        "| mask2former | swin     | -       |   **61.0** |",
+        "| mask2former | swin     | strict  |     _60.0_ |",
+        "| mask2former | res_net  | -       |       50.0 |",
+        "| mask2former | res_net  | strict  |       49.0 |",
+    ],
+}
+
+
+@pytest.mark.parametrize("where", SIDE_BY_SIDE)
+def test_ways_of_testing_stand_beside_each_other(root: Path, where: str) -> None:
+    way = root / "config/testing/strict.yaml"
+    way.parent.mkdir()
+    way.write_text("postprocess: {object_mask_threshold: 0.9}\n")
+    names = ["mask2former_swin", "mask2former_res_net"]
+    grid = grid_with(root, experiments=names, testing=["", "strict"], testing_as=where, parameters=False)
+    for experiment, quality in zip(names, (0.61, 0.5), strict=True):
+        write(grid, experiment, {"PQ": quality})
+        write(grid, experiment, {"PQ": quality - 0.01}, testing="strict")
+    csv, markdown, _ = tables(grid)
+    assert markdown.splitlines()[: len(SIDE_BY_SIDE[where])] == SIDE_BY_SIDE[where]
+    numbers = pd.read_csv(io.StringIO(csv), keep_default_na=False)
+    assert numbers.set_index(["experiment", "testing"])["value"].to_dict() == {
+        (name, testing): quality - 0.01 * (testing == "strict")
+        for name, quality in zip(names, (0.61, 0.5), strict=True)
+        for testing in ("", "strict")
+    }
+    (root / "results/mask2former_swin/eval.strict.json").write_bytes(
+        (root / "results/mask2former_swin/eval.json").read_bytes()
+    )
+    with pytest.raises(
+        UserError, match=r"says it is of mask2former_swin torch fp32, expected mask2former_swin torch fp32 strict"
+    ):
+        compare(grid, "t", root / "results")
 
 
 def test_tasks_are_tables_of_their_own_and_no_zero_stands_out(root: Path) -> None:

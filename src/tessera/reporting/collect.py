@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -12,7 +12,7 @@ from tessera.files import UserError, read_json, workflow_command
 from tessera.provenance import seal_holds
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import differences, lineage
-from tessera.spec.planning import evaluation_file, table_columns
+from tessera.spec.planning import Condition, evaluation_file, table_columns
 
 
 class RowName(NamedTuple):
@@ -22,7 +22,7 @@ class RowName(NamedTuple):
     backbone: str
     dataset: str
     variant: str
-    """Variants joined by ``-``; empty for the plain recipe."""
+    """Variants joined by ``-``, the way of testing behind them where rows tell it; empty for the plain recipe."""
 
 
 class Evaluation(BaseModel):
@@ -40,6 +40,10 @@ class Evaluation(BaseModel):
     split: str
     runtime: str
     precision: str
+    testing: str = ""
+    """Name of the way of testing; empty for the experiment's own."""
+    testing_as: Literal["columns", "rows"] = "columns"
+    """Where a table tells ways of testing apart; no part of the file."""
     images: int = Field(ge=1)
     metrics: dict[str, float] = Field(min_length=1)
     """Fractions; without those that the images hold nothing of."""
@@ -54,7 +58,17 @@ class Evaluation(BaseModel):
 
     @property
     def row(self) -> RowName:
-        return RowName(self.model, self.backbone, self.dataset, "-".join(self.variants))
+        told = [self.testing] if self.testing and self.testing_as == "rows" else []
+        return RowName(self.model, self.backbone, self.dataset, "-".join([*self.variants, *told]))
+
+    @property
+    def column(self) -> Condition:
+        return self.runtime, self.precision, self.testing if self.testing_as == "columns" else ""
+
+    @property
+    def key(self) -> tuple[str, Condition]:
+        """What tells it from all others: the experiment, and the run."""
+        return self.experiment, (self.runtime, self.precision, self.testing)
 
 
 def read_evaluation(path: Path, data_root: str = "data") -> Evaluation:
@@ -76,7 +90,7 @@ def read_evaluation(path: Path, data_root: str = "data") -> Evaluation:
 
 
 def collect(grid: Grid, table: str, results: Path) -> list[Evaluation]:
-    """Every evaluation of a table, in the table's order: experiments first, then runtimes, then precisions.
+    """Every evaluation of a table, in the table's order: experiments first, then runtimes, then precisions, then ways of testing.
 
     Raises UserError for an experiment listed twice, a missing or damaged file, a file of another experiment, runtime or precision,
     and one made from another spec than the present one.
@@ -86,26 +100,30 @@ def collect(grid: Grid, table: str, results: Path) -> list[Evaluation]:
     if twice:
         raise UserError(f"config/config.yaml, tables.{table}.experiments: {', '.join(twice)} stands twice; keep one")
     found = [
-        read_expected(grid, results, experiment, runtime, precision)
+        read_expected(grid, results, experiment, *run).model_copy(update={"testing_as": grid.tables[table].testing_as})
         for experiment in experiments
-        for runtime, precision in table_columns(grid.tables[table])
+        for run in table_columns(grid.tables[table])
     ]
     if not found:
         raise UserError(f"config/config.yaml, tables.{table}: asks for no evaluation; list experiments and runtimes")
     return found
 
 
-def read_expected(grid: Grid, results: Path, experiment: str, runtime: str, precision: str) -> Evaluation:
-    """Raises UserError for a file that is missing or damaged, of another experiment, runtime or precision, or made from another spec."""
-    path = results / experiment / evaluation_file(runtime, precision)
+def read_expected(
+    grid: Grid, results: Path, experiment: str, runtime: str, precision: str, testing: str = ""
+) -> Evaluation:
+    """Raises UserError for a file that is missing or damaged, of another experiment or run, or made from another spec."""
+    path = results / experiment / evaluation_file(runtime, precision, testing)
     found = read_evaluation(path, grid.data_root)
-    written, wanted = (found.experiment, found.runtime, found.precision), (experiment, runtime, precision)
-    if written != wanted:
-        raise UserError(
-            f"{path}: says it is of {' '.join(written)}, expected {' '.join(wanted)}; was it copied by hand?"
-        )
+    wanted = (experiment, (runtime, precision, testing))
+    if found.key != wanted:
+        written, asked = (" ".join(filter(None, (name, *run))) for name, run in (found.key, wanted))
+        raise UserError(f"{path}: says it is of {written}, expected {asked}; was it copied by hand?")
     require_lineage(
-        path, found.lineage, lineage(grid.resolve(experiment).spec, "evaluate", runtime, precision), grid.data_root
+        path,
+        found.lineage,
+        lineage(grid.resolve(experiment, testing=testing).spec, "evaluate", runtime, precision),
+        grid.data_root,
     )
     return found
 
@@ -113,10 +131,10 @@ def read_expected(grid: Grid, results: Path, experiment: str, runtime: str, prec
 def rows_of(evaluations: Iterable[Evaluation]) -> dict[RowName, list[Evaluation]]:
     """Experiments that differ in nothing but the seed are one row. Raises UserError where their specs or data differ in something else."""
     rows: dict[RowName, list[Evaluation]] = {}
-    firsts: dict[tuple[RowName, str, str], Evaluation] = {}
+    firsts: dict[tuple[RowName, Condition], Evaluation] = {}
     for evaluation in evaluations:
         rows.setdefault(evaluation.row, []).append(evaluation)
-        first = firsts.setdefault((evaluation.row, evaluation.runtime, evaluation.precision), evaluation)
+        first = firsts.setdefault((evaluation.row, evaluation.column), evaluation)
         changed = differences({**first.lineage, "seed": None}, {**evaluation.lineage, "seed": None})
         if changed:
             lines = "\n  ".join(changed[:20])

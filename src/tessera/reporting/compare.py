@@ -39,15 +39,15 @@ from tessera.reporting.table import (
 )
 from tessera.spec.compose import Grid, Table
 from tessera.spec.lineage import lineage
-from tessera.spec.planning import digests_of, evaluation_file, statistics_file, table_lineage
+from tessera.spec.planning import Condition, digests_of, evaluation_file, statistics_file, table_lineage
 
 MAIN_METRICS = ("PQ", "SQ", "RQ", "AP", "AP50", "box_AP", "mIoU", "pixel_accuracy")
 """Shown where a table names no metrics, in this order, as far as there are any."""
 
-COLUMN = ["runtime", "precision", "metric"]
+COLUMN = ["runtime", "precision", "testing", "metric"]
 
-Key = tuple[str, str, str]
-"""Experiment, runtime, precision."""
+Key = tuple[str, Condition]
+"""``Evaluation.key``."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def compare(grid: Grid, table: str, results: Path) -> None:
     ``.json`` (the cells in full, and what all of it was made from)."""
     evaluations = collect(grid, table, results)
     definition = grid.tables[table]
-    files = {_key(evaluation): _file(results, evaluation) for evaluation in evaluations}
+    files = {evaluation.key: _file(results, evaluation) for evaluation in evaluations}
     inputs = list(files.values())
     drawn: dict[Key, Drawn] = {}
     if definition.resampled:
@@ -110,24 +110,25 @@ def make_table(
     """``numbers`` as ``long_form`` gives them; rows and columns in order of appearance there."""
     metrics = choose_metrics(name, evaluations, definition.metrics)
     columns = [
-        Column(runtime, precision, metric)
-        for runtime, precision in numbers[COLUMN[:2]].drop_duplicates().itertuples(index=False)
+        Column(runtime, precision, metric, testing)
+        for runtime, precision, testing in dict.fromkeys(evaluation.column for evaluation in evaluations)
         for metric in metrics
     ]
+    placed = numbers.assign(testing="") if definition.testing_as == "rows" else numbers
     groups = {
         key: (100 * values.mean(), 100 * values.std() if len(values) > 1 else None)
-        for key, values in numbers.groupby(ROW + COLUMN, sort=False)["value"]
+        for key, values in placed.groupby(ROW + COLUMN, sort=False)["value"]
     }
     members = rows_of(evaluations)
 
     def cell(row: RowName, column: Column) -> Cell | None:
-        found = groups.get((*row, column.runtime, column.precision, column.metric))
+        found = groups.get((*row, column.runtime, column.precision, column.testing, column.metric))
         if found is None:
             return None
         mean, std = float(found[0]), None if found[1] is None else float(found[1])
         # The images of all seeds are drawn together.
-        runtime = (column.runtime, column.precision)
-        seeds = [drawn[key] for key in map(_key, members[row]) if key in drawn and key[1:] == runtime]
+        run = (column.runtime, column.precision, column.testing)
+        seeds = [drawn[one.key] for one in members[row] if one.key in drawn and one.column == run]
         values = _mean([one.resampled.get(column.metric) for one in seeds])
         differences = _mean([one.swapped.get(column.metric) for one in seeds])
         limits = None if values is None else interval(100 * values)
@@ -168,8 +169,8 @@ def draw_images(
     held: dict[Key, Statistics] = {}
     # The baseline's come first, because the others are compared with them.
     references = set(pairs.values())
-    for number, evaluation in enumerate(sorted(evaluations, key=lambda one: _key(one) not in references), 1):
-        key = _key(evaluation)
+    for number, evaluation in enumerate(sorted(evaluations, key=lambda one: one.key not in references), 1):
+        key = evaluation.key
         print(f"compare: drawing images of {files[key]}: {number} of {len(evaluations)}", file=sys.stderr)
         statistics = _read_statistics(files[key], evaluation, data_root)
         if key in references:
@@ -193,14 +194,13 @@ def partners(evaluations: Sequence[Evaluation], baseline: str | None) -> dict[Ke
     another dataset or split, or with another number of seeds, are not compared."""
     rows = rows_of(evaluations)
     found: dict[Key, Key] = {}
-    for reference in {one.row for one in evaluations if one.experiment == baseline}:
+    # Of several ways of testing in rows, the first is what all is compared with.
+    for reference in [one.row for one in evaluations if one.experiment == baseline][:1]:
         for row, members in rows.items():
-            ours, theirs = (
-                sorted(one, key=lambda e: (e.runtime, e.precision, e.seed)) for one in (members, rows[reference])
-            )
+            ours, theirs = (sorted(one, key=lambda e: (e.column, e.seed)) for one in (members, rows[reference]))
             same_data = (ours[0].dataset, ours[0].split) == (theirs[0].dataset, theirs[0].split)
             if row != reference and same_data and len(ours) == len(theirs):
-                found |= {_key(one): _key(two) for one, two in zip(ours, theirs, strict=True)}
+                found |= {one.key: two.key for one, two in zip(ours, theirs, strict=True)}
     return found
 
 
@@ -239,7 +239,7 @@ def long_form(
     table's metrics have one."""
     found = []
     for evaluation in evaluations:
-        resampled = drawn[_key(evaluation)].resampled if _key(evaluation) in drawn else {}
+        resampled = drawn[evaluation.key].resampled if evaluation.key in drawn else {}
         for metric, value in evaluation.metrics.items():
             line = {
                 "experiment": evaluation.experiment,
@@ -250,6 +250,7 @@ def long_form(
                 "images": evaluation.images,
                 "runtime": evaluation.runtime,
                 "precision": evaluation.precision,
+                "testing": evaluation.testing,
                 "metric": metric,
                 "value": value,
             }
@@ -282,7 +283,7 @@ def describe(evaluations: Sequence[Evaluation], definition: Table) -> tuple[str,
         notes.append(
             f"{DIFFERS} differs from {definition.baseline} (paired randomization test over the images, two-sided p < {LEVEL})"
         )
-        compared = {experiment for experiment, _, _ in partners(evaluations, definition.baseline)}
+        compared = {experiment for experiment, _ in partners(evaluations, definition.baseline)}
         if any(compared.isdisjoint(names) and definition.baseline not in names for names in experiments):
             notes.append("rows on other data or with another number of seeds are not compared")
     return tuple(notes)
@@ -315,8 +316,8 @@ def footnotes(evaluations: Sequence[Evaluation]) -> tuple[str, ...]:
     found: dict[str, list[str]] = started if len(started) > 1 else {}
     for evaluation in evaluations:
         what = evaluation.experiment
-        if evaluation.runtime != "torch":
-            what += f" in {runtime_name(evaluation.runtime, evaluation.precision)}"
+        if evaluation.runtime != "torch" or evaluation.testing:
+            what += f" in {runtime_name(evaluation.runtime, evaluation.precision, evaluation.testing)}"
         for remark in evaluation.remarks:
             found.setdefault(remark, []).append(what)
     return tuple(
@@ -362,9 +363,6 @@ def _mean(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
     return np.mean(present, 0) if present and len(present) == len(arrays) else None
 
 
-def _key(evaluation: Evaluation) -> Key:
-    return evaluation.experiment, evaluation.runtime, evaluation.precision
-
-
 def _file(results: Path, evaluation: Evaluation) -> Path:
-    return results / evaluation.experiment / evaluation_file(evaluation.runtime, evaluation.precision)
+    experiment, run = evaluation.key
+    return results / experiment / evaluation_file(*run)

@@ -43,6 +43,7 @@ from tessera.spec.compose import Grid
 from tessera.spec.planning import (
     FIGURES,
     MAX_FIGURE_ROWS,
+    Condition,
     digests_of,
     figure_files,
     figures_lineage,
@@ -163,9 +164,9 @@ def draw_curves(rows: Sequence[Row], metrics: Sequence[str]) -> Figure:
 
 
 def draw_accuracy_time(rows: Sequence[Row], metrics: Sequence[str]) -> Figure:
-    """Metrics against what the evaluation took per image, loading and post-processing included; a marker for every runtime."""
+    """Metrics against what the evaluation took per image, loading and post-processing included; a marker for every runtime and way of testing."""
     evaluations = [evaluation for row in rows for run in row.runs for evaluation in run.evaluations]
-    columns = list(dict.fromkeys((evaluation.runtime, evaluation.precision) for evaluation in evaluations))
+    columns = list(dict.fromkeys(evaluation.column for evaluation in evaluations))
     times = [evaluation.seconds / evaluation.images for evaluation in evaluations]
     key = [
         Line2D([], [], color=INK, linestyle="none", label=runtime_name(*column), **_marker(column, INK))
@@ -276,7 +277,7 @@ def _class_blocks(rows: Sequence[Row], metric: str) -> list[ClassBlock]:
         scores = [scores for scores in (_class_scores(first, key) for first in firsts) if len(scores)]
         if scores:
             first = firsts[0]
-            title = f"{key} (%) by class, {first.dataset} {first.split}, {runtime_name(first.runtime, first.precision)}"
+            title = f"{key} (%) by class, {first.dataset} {first.split}, {runtime_name(*first.column)}"
             found.setdefault(title, {})[number] = pd.concat(scores, axis=1).mean(axis=1)
     blocks = []
     for title, columns in found.items():
@@ -357,15 +358,15 @@ def _curve(curves: pd.DataFrame, column: str) -> pd.Series:
     return curves[["epoch", column]].dropna().set_index("epoch")[column] * (1 if column == "train_loss" else 100)
 
 
-def _of(row: Row, column: tuple[str, str]) -> list[Evaluation]:
-    return [e for run in row.runs for e in run.evaluations if (e.runtime, e.precision) == column]
+def _of(row: Row, column: Condition) -> list[Evaluation]:
+    return [e for run in row.runs for e in run.evaluations if e.column == column]
 
 
-def _measured(row: Row, column: tuple[str, str], metric: str) -> bool:
+def _measured(row: Row, column: Condition, metric: str) -> bool:
     return any(evaluation.metrics.get(metric) is not None for evaluation in _of(row, column))
 
 
-def _mean_point(row: Row, column: tuple[str, str], metric: str) -> tuple[float, float]:
+def _mean_point(row: Row, column: Condition, metric: str) -> tuple[float, float]:
     """Seconds per image and percent, over seeds."""
     found = [
         (e.seconds / e.images, 100 * value) for e in _of(row, column) if (value := e.metrics.get(metric)) is not None
@@ -388,10 +389,11 @@ def _hardware(evaluations: Sequence[Evaluation]) -> str:
     return _short(f"on {gpus[0] if gpus else hardware.get('cpu')}, {hardware.get('cores')} cores", 56)
 
 
-def _marker(column: tuple[str, str], color: str) -> dict[str, Any]:
-    runtime, precision = column
+def _marker(column: Condition, color: str) -> dict[str, Any]:
+    runtime, precision, testing = column
     face = color if precision == "fp32" else "white"
-    return {"marker": MARKERS[runtime], "markersize": 4.5, "markerfacecolor": face}
+    half = {"fillstyle": "left", "markerfacecoloralt": "white"} if testing else {}
+    return {"marker": MARKERS[runtime], "markersize": 4.5, "markerfacecolor": face, **half}
 
 
 def _label_log(axis: Axis) -> None:

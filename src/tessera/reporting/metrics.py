@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tessera.files import UserError, write_json, write_text
 from tessera.reporting.collect import read_expected
-from tessera.reporting.compare import choose_metrics, long_form
+from tessera.reporting.compare import COLUMN, choose_metrics, long_form
 from tessera.spec.compose import Grid
 from tessera.spec.planning import listed_evaluations
 
@@ -18,9 +18,9 @@ def write_metrics(grid: Grid, results: Path) -> None:
 
 
 def make_metrics(grid: Grid, results: Path) -> tuple[dict[str, dict[str, dict[str, float]]], str]:
-    """``metrics.json``: experiment -> runtime, with the precision behind a dot unless it is fp32 -> main metric -> fraction.
-    ``metrics.csv``: every metric, one row per number in the columns of a table's CSV, with one more in front to label a bar with. A
-    metric without a value is in neither. Raises UserError where no experiment is listed.
+    """``metrics.json``: experiment -> runtime, behind it and a dot each the precision unless it is fp32 and the way of testing where it has a
+    name -> main metric -> fraction. ``metrics.csv``: every metric, one row per number in the columns of a table's CSV, with one more in front
+    to label a bar with. A metric without a value is in neither. Raises UserError where no experiment is listed.
     """
     evaluations = [read_expected(grid, results, *row) for row in listed_evaluations(grid)]
     if not evaluations:
@@ -28,11 +28,11 @@ def make_metrics(grid: Grid, results: Path) -> tuple[dict[str, dict[str, dict[st
     main = choose_metrics("", evaluations, ())
     document: dict[str, dict[str, dict[str, float]]] = {}
     for found in evaluations:
-        runtime = found.runtime if found.precision == "fp32" else f"{found.runtime}.{found.precision}"
+        runtime = ".".join(filter(None, (found.runtime, found.precision.replace("fp32", ""), found.testing)))
         document.setdefault(found.experiment, {})[runtime] = {
             name: found.metrics[name] for name in main if name in found.metrics
         }
     numbers = long_form(evaluations)
-    label = numbers[["experiment", "runtime", "precision", "metric"]].agg(" ".join, axis=1)
-    numbers.insert(0, "label", label)
+    texts = numbers[["experiment", *COLUMN]].itertuples(index=False)
+    numbers.insert(0, "label", [" ".join(filter(None, text)) for text in texts])
     return document, numbers.to_csv(index=False, lineterminator="\n")

@@ -45,7 +45,9 @@ def collect_rows(grid: Grid, table: str, results: Path) -> list[Row]:
     that differ in more than the seed."""
     found: dict[RowName, list[Run]] = {}
     by_experiment: dict[str, list[Evaluation]] = {}
-    for evaluation in itertools.chain.from_iterable(rows_of(collect(grid, table, results)).values()):
+    # A training has one row of curves and pictures, however it was tested.
+    collected = [one.model_copy(update={"testing_as": "columns"}) for one in collect(grid, table, results)]
+    for evaluation in itertools.chain.from_iterable(rows_of(collected).values()):
         by_experiment.setdefault(evaluation.experiment, []).append(evaluation)
     for experiment, evaluations in by_experiment.items():
         first = evaluations[0]

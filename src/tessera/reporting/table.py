@@ -14,9 +14,9 @@ ROW = list(RowName._fields)
 RUNTIME_NAMES = {"torch": "PyTorch", "onnx": "ONNX Runtime", "trt": "TensorRT"}
 
 
-def runtime_name(runtime: str, precision: str) -> str:
-    """What executed the network; fp32 goes without saying."""
-    return RUNTIME_NAMES[runtime] + ("" if precision == "fp32" else f" {precision}")
+def runtime_name(runtime: str, precision: str, testing: str = "") -> str:
+    """What executed the network, and the way of testing; fp32 and the experiment's own way go without saying."""
+    return " ".join(filter(None, (RUNTIME_NAMES[runtime], precision.replace("fp32", ""), testing)))
 
 
 Standing = Literal["best", "second", ""]
@@ -45,10 +45,12 @@ class Column:
     runtime: str
     precision: str
     metric: str
+    testing: str = ""
+    """Empty where rows tell ways of testing apart, or none has a name."""
 
     @property
     def group(self) -> str:
-        return runtime_name(self.runtime, self.precision)
+        return runtime_name(self.runtime, self.precision, self.testing)
 
 
 @dataclass(frozen=True)

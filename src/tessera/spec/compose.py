@@ -241,7 +241,8 @@ class Grid:
         """Thresholds can decide which weights a training keeps."""
         trained = self.resolve(tested.name, overrides).spec
         # The data are the same: a way of testing names neither train nor val.
-        changed = differences(*(Lineages(spec, lambda _: "").of("train") for spec in (trained, tested.spec)))
+        before, after = (Lineages(spec, lambda _: "").of("train") for spec in (trained, tested.spec))
+        changed = differences(before, after)
         if changed:
             raise UserError(
                 f"{self._path(TESTING, f'{tested.testing}.yaml')}: would need another training of {tested.name} ({changed[0]}), because "

@@ -93,11 +93,11 @@ def statistics_file(evaluation: Path) -> Path:
     return evaluation.with_suffix(".statistics.json.gz")
 
 
-Run = tuple[str, str, str]
-"""Runtime, precision and way of testing of an evaluation."""
+Condition = tuple[str, str, str]
+"""Of an evaluation: runtime, precision and way of testing."""
 
 
-def table_columns(table: Table) -> list[Run]:
+def table_columns(table: Table) -> list[Condition]:
     """In the order of the table's own lists; PyTorch has fp32 only."""
     return [
         (runtime, precision, testing)
@@ -119,13 +119,13 @@ def listed_evaluations(grid: Grid) -> list[tuple[str, str, str, str]]:
     return list(dict.fromkeys(rows))
 
 
-def figure_files(experiments: Iterable[str], columns: Sequence[Run]) -> list[str]:
+def figure_files(experiments: Iterable[str], columns: Sequence[Condition]) -> list[str]:
     """Below the results, what figures are drawn from; ``columns`` as ``table_columns`` gives them."""
     files = [*(evaluation_file(*column) for column in columns), "metrics.csv", "train.json", "inference/index.json"]
     return [f"{experiment}/{file}" for experiment in dict.fromkeys(experiments) for file in files]
 
 
-def table_rows(grid: Grid, table: str) -> list[tuple[str, Run]]:
+def table_rows(grid: Grid, table: str) -> list[tuple[str, Condition]]:
     """(experiment, run) of every evaluation that a table asks for, in its order."""
     return list(itertools.product(grid.table_experiments(table), table_columns(grid.tables[table])))
 
@@ -418,7 +418,7 @@ class Plan:
             <= MAX_FIGURE_ROWS
         )
 
-    def _rows(self, table: str) -> list[tuple[str, Run]]:
+    def _rows(self, table: str) -> list[tuple[str, Condition]]:
         return table_rows(self.grid, table)
 
 
