@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from tessera.data.catalog import load_catalog
@@ -18,12 +19,11 @@ from tessera.models import build_model
 from tessera.models.artifact import load_model
 from tessera.spec.compose import load_grid
 from tests.malformed.conftest import Answer, call
-from tests.malformed.project import EXPERIMENT, FOLDER, content, write_config
+from tests.malformed.project import EXPERIMENT, FOLDER, RECIPE, content, write_config
 from tests.models.test_published_oneformer import original_names
 
 FILE = "downloads/model_final.pkl"
 IMPORTED = f"pretrained/{EXPERIMENT}.pth"
-ZERO = ["train.num_epochs=0", f"train.pretrained_model_path={IMPORTED}"]
 
 Run = Callable[..., Answer]
 
@@ -52,6 +52,13 @@ def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     return lambda *words: call(list(words), folder, capsys)
 
 
+def take_over(folder: Path, weights: str = IMPORTED) -> None:
+    """Makes the experiment one of zero epochs."""
+    recipe = yaml.safe_load((folder / RECIPE).read_text())
+    recipe["train"] |= {"num_epochs": 0, "pretrained_model_path": weights}
+    (folder / RECIPE).write_text(yaml.safe_dump(recipe))
+
+
 def original(network: Any) -> dict[str, Tensor]:
     state = original_names(network)
     state["sem_seg_head.predictor.query_feat.weight"] = state.pop("query_feat.weight")
@@ -70,7 +77,8 @@ def test_published_weights_are_evaluated_without_training(folder: Path, weights:
     assert "sem_seg_head.predictor.decoder_norm.weight" in answer.out and "decoder.heads.norm.weight" in answer.out
     assert "1 dropped: a constant of the loss (model.loss.no_object_weight): criterion.empty_weight" in answer.out
 
-    answer = run("train", EXPERIMENT, *ZERO)
+    take_over(folder)
+    answer = run("train", EXPERIMENT)
     assert answer.code == 0, answer.err
     model, header = load_model(folder / FOLDER / "model.pth")
     for name, value in model.network.state_dict().items():
@@ -82,7 +90,7 @@ def test_published_weights_are_evaluated_without_training(folder: Path, weights:
     assert report["initial_weights"]["network"]["loaded"] == len(weights) and report["lineage"] == header.lineage
     assert not (folder / "checkpoints").exists()
 
-    answer = run("evaluate", EXPERIMENT, *ZERO)
+    answer = run("evaluate", EXPERIMENT)
     assert answer.code == 0, answer.err
     assert json.loads((folder / FOLDER / "eval.json").read_text())["metrics"]
 
@@ -91,7 +99,7 @@ def test_published_weights_are_evaluated_without_training(folder: Path, weights:
     content_of = torch.load(path, weights_only=True)
     content_of["state"]["query_feat.weight"] += 1
     torch.save(content_of, path)
-    answer = run("evaluate", EXPERIMENT, *ZERO)
+    answer = run("evaluate", EXPERIMENT)
     assert answer.code == 1 and "weights.train.pretrained_model_path: " in answer.err
 
 
@@ -137,7 +145,8 @@ def test_heads_of_other_classes(folder: Path, weights: dict[str, Tensor], run: R
     answer = run("import", EXPERIMENT, FILE, "--reset-heads", "--out", "elsewhere/weights.pth")
     assert answer.code == 0 and "2 not taken from the file: class heads start afresh" in answer.out
     assert not (folder / "pretrained").exists()
-    answer = run("train", EXPERIMENT, "train.num_epochs=0", "train.pretrained_model_path=elsewhere/weights.pth")
+    take_over(folder, "elsewhere/weights.pth")
+    answer = run("train", EXPERIMENT)
     assert answer.code == 1 and "does not hold all weights of mask2former" in answer.err
     assert "2 not in the file, start afresh: decoder.heads.class_embed.weight" in answer.err
     assert not (folder / FOLDER).exists()
@@ -146,5 +155,6 @@ def test_heads_of_other_classes(folder: Path, weights: dict[str, Tensor], run: R
 def test_zero_epochs_need_weights(folder: Path, run: Run) -> None:
     answer = run("train", EXPERIMENT, "train.num_epochs=0")
     assert answer.code == 1 and "train.num_epochs" in answer.err and "train.pretrained_model_path" in answer.err
-    answer = run("train", EXPERIMENT, *ZERO)
+    take_over(folder)
+    answer = run("train", EXPERIMENT)
     assert answer.code == 1 and f"{IMPORTED}: no such file" in answer.err
