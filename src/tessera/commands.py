@@ -352,10 +352,13 @@ def _infer(job: Job) -> None:
 
 
 def _split_images(job: Job, predictor: Predictor) -> list[ImageSource]:
-    from tessera.data.datasets import open_dataset
+    from tessera.data.datasets import open_dataset, unannotated_images
     from tessera.inference.sources import ImageSource
 
     spec = job.spec
+    listed = unannotated_images(spec.dataset, spec.evaluate.split, spec.data_root)
+    if listed is not None:
+        return [ImageSource(*image) for image in listed]
     split = open_dataset(spec.dataset, spec.evaluate.split, predictor.header.catalog, spec.model.mode, spec.data_root)
     return [
         ImageSource(split.image_path(index), split.file_names[index], split.image_ids[index])

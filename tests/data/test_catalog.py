@@ -7,6 +7,7 @@ from tessera.data.catalog import full_catalog, load_catalog
 from tessera.data.label_map import parse_label_map, read_label_map
 from tessera.files import UserError
 from tessera.ops.kitti import kitti_names
+from tessera.spec.networks import Mode
 from tessera.spec.schema import DatasetSpec, SplitSpec
 
 HERE = Path("map.json")
@@ -145,3 +146,14 @@ def test_more_than_255_classes_fit_instances_only(tmp_path: Path) -> None:
     assert len(load_catalog(DatasetSpec(type="coco", label_map="map.json"), str(tmp_path), "instance")) == 256
     with pytest.raises(UserError, match="at most 255"):
         load_catalog(DatasetSpec(type="coco_panoptic", label_map="map.json"), str(tmp_path), "semantic")
+
+
+@pytest.mark.parametrize("mode", ["panoptic", "semantic"])
+def test_an_id_that_no_picture_of_classes_holds_is_refused_before_training(tmp_path: Path, mode: Mode) -> None:
+    """Inference, which would find it at the end, writes ids up to 24 bits."""
+    entries = [{"id": 70000, "name": "a"}, {"id": 2**24, "name": "far", "isthing": 0}]
+    (tmp_path / "map.json").write_text(json.dumps(entries))
+    dataset = DatasetSpec(name="d", type="coco_panoptic", label_map="map.json")
+    with pytest.raises(UserError, match=r"dataset d: the class 'far' has the id 16777216; .* hold ids up to 16777215"):
+        load_catalog(dataset, str(tmp_path), mode)
+    assert len(load_catalog(dataset, str(tmp_path), "instance")) == 1

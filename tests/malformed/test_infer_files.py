@@ -8,11 +8,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 from PIL import Image
 
 from tessera.files import read_json, write_json
+from tessera.models import build_model
+from tessera.models.artifact import save_model
+from tessera.provenance import Header
+from tessera.spec.schema import read_spec
 from tests.malformed.conftest import Answer, call
-from tests.malformed.project import EXPERIMENT, GRAPH, MODEL
+from tests.malformed.project import EXPERIMENT, FOLDER, GRAPH, MODEL
+from tests.models import tiny, tiny_deformable_detr
 
 
 @pytest.fixture
@@ -61,6 +68,21 @@ def test_what_may_be_asked_for(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert [entry["file_name"] for entry in index["images"]] == [image.name, f"more/16{image.suffix}"]
     assert all(entry["segments"] for entry in index["images"])
     assert {key for key in index["images"][0] if key.startswith("overlay")} == {"overlay"}
+
+
+def test_nothing_found_is_no_fault(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A batch of faultless parts: empty lists, and a warning."""
+    torch.manual_seed(0)
+    model = tiny_deformable_detr.spec("swin_tiny", hidden_dim=64)
+    network = build_model(model, tiny.CATALOG, load_pretrained=False).network
+    spec = read_spec({"model": model.model_dump(mode="json"), "dataset": {"augmentation": {"test_min_size": 64}}})
+    save_model(place / "detector.pth", network.state_dict(), Header("train", "detector", spec, {}, tiny.CATALOG))
+    done = infer("detector.pth photos --out found postprocess.conf_threshold=0.9", place, capsys)
+    assert done.code == 0, done.err
+    assert "infer: warning: the model found no instance in any of the 18 images (postprocess.conf_threshold" in done.err
+    assert "18 images, 0 detections" in done.out
+    assert read_json(place / "found/instances.json") == []
+    assert {path.read_text() for path in (place / "found/labels").rglob("*.txt")} == {""}
 
 
 def test_broken_pictures_are_listed_at_the_end(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -143,3 +165,24 @@ def test_an_experiment_limits_its_own_images(project: Path, capsys: pytest.Captu
     assert done.code == 0, done.err
     assert "infer: 1 of 2 images; inference.max_images=null for all" in done.err
     assert "wrote out/mask2former_swin/inference: index.json" in done.out
+
+
+def test_a_test_split_without_annotations(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As test servers give it out: checked and inferred on with its own ids, without a folder of truth; never evaluated."""
+    test = yaml.safe_load((project / "config/datasets/demo.yaml").read_text())["dataset"]["test"]
+    path = project / "data" / test["annotations"]
+    document = read_json(path)
+    write_json(path, {"images": document["images"]})
+    shutil.rmtree(project / "data" / test["panoptic"])
+    checked = call(["check", "demo", "--out", "check.json"], project, capsys)
+    assert checked.code == 0, checked.err
+    assert "warning: test: without annotations: its images can be inferred on, not evaluated: 2" in checked.out
+    assert read_json(project / "check.json")["splits"]["test"] == {"images": 2}
+    done = call(["infer", EXPERIMENT], project, capsys)
+    assert done.code == 0, done.err
+    annotations = read_json(project / FOLDER / "inference/panoptic.json")["annotations"]
+    assert {a["image_id"] for a in annotations} == {image["id"] for image in document["images"]}
+    refused = call(["evaluate", EXPERIMENT], project, capsys)
+    assert refused.code == 1 and "has no list `annotations`" in refused.err
+    (project / "data" / test["images"] / document["images"][0]["file_name"]).write_bytes(b"broken")
+    assert "test: data/demo/images/test/" in call(["check", "demo", "--out", "check.json"], project, capsys).err

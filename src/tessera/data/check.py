@@ -5,7 +5,7 @@ from __future__ import annotations
 import filecmp
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from tessera.data.catalog import load_catalog
 from tessera.data.converted import require_whole
-from tessera.data.datasets import SegmentationDataset, index_dataset
+from tessera.data.datasets import SegmentationDataset, index_dataset, unannotated_images
 from tessera.data.label_map import fold_name
 from tessera.data.panoptic import ABSENT, APART, UNLISTED
 from tessera.data.reader import Findings
@@ -107,6 +107,12 @@ def check_dataset(
             if split == "train":
                 everything.errors.append("train: dataset.train.annotations is not set; there is nothing to train on")
             continue
+        if split == "test" and (listed := unannotated_images(dataset, split, data_root)) is not None:
+            everything.warnings["test: without annotations: its images can be inferred on, not evaluated"] = len(listed)
+            everything.errors += [f"test: {error}" for error in _unreadable([path for path, _, _ in listed])]
+            images[split] = {PurePosixPath(name).name: path for path, name, _ in listed}
+            splits[split] = {"images": len(listed)}
+            continue
         findings = Findings()
         try:
             reader = index_dataset(dataset, split, catalog, mode, data_root, findings)
@@ -158,6 +164,18 @@ def _inspect_split(reader: SegmentationDataset, split: str, findings: Findings, 
                 totals.add(target)
             bar.advance(task)
     return totals
+
+
+def _unreadable(paths: Sequence[Path]) -> list[str]:
+    def fault(path: Path) -> str | None:
+        try:
+            read_image(path)
+        except UserError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return [error for error in pool.map(fault, paths) if error is not None]
 
 
 def _inspect(reader: SegmentationDataset, index: int) -> tuple[Target | None, Findings]:

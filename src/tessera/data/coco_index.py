@@ -365,6 +365,8 @@ def _take(source: Path, builder: _Builder, passed: Any) -> bool:
     builder.lacks = next((key for key in _LISTS if key not in seen), None)
     if empty:
         raise _no_coco(source, builder.lacks)
+    if builder.lacks == "annotations":
+        builder.join()
     return early
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tessera.data.catalog import compare_names, full_catalog, require_mode, split_sources
 from tessera.data.coco import CocoInstances
+from tessera.data.coco_index import open_index
 from tessera.data.joined import JoinedDataset
 from tessera.data.mask_pairs import MaskPairs
 from tessera.data.panoptic import CocoPanoptic
@@ -18,7 +19,7 @@ from tessera.spec.schema import DatasetSpec
 from tessera.spec.sources import Source
 from tessera.structures import ClassCatalog
 
-__all__ = ["SegmentationDataset", "index_dataset", "open_dataset"]
+__all__ = ["SegmentationDataset", "index_dataset", "open_dataset", "unannotated_images"]
 
 
 def open_dataset(
@@ -41,6 +42,23 @@ def open_dataset(
             f"{opened.source}: lists no image (dataset {dataset.name}, split {split}); expected at least one"
         )
     return opened
+
+
+def unannotated_images(dataset: DatasetSpec, split: str, data_root: str) -> list[tuple[Path, str, int]] | None:
+    """File, name and id of the images of a split whose COCO file has no list `annotations`, as test servers give it out; None for any other
+    split. The ``panoptic`` folder need not be there."""
+    section = getattr(dataset, split)
+    if dataset.type == "mask_pairs" or section.annotations is None or section.images is None:
+        return None
+    chosen = split_sources(dataset, split, data_root)
+    path = Path(annotation_root(dataset, data_root)) / chosen[0].annotations
+    if len(chosen) > 1 or (index := open_index(path)).lacks != "annotations":
+        return None
+    findings = Findings()
+    index.report((), findings)
+    findings.raise_errors(str(path))
+    folder = Path(data_root) / section.images
+    return [(folder / name, name, identity) for name, identity in zip(index.file_names, index.image_ids, strict=True)]
 
 
 def index_dataset(
