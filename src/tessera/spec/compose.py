@@ -419,10 +419,11 @@ def _validate(section: type[SectionType], subject: str, values: Values, early: I
     return result
 
 
-def _taught_mode(family: str, dataset_type: str) -> str | None:
+def _taught_mode(family: str, dataset_type: object) -> str | None:
     """The first mode of the family that annotations of the type can teach."""
     modes = type(SPECS[family]().model).modes
-    return next((mode for mode in modes if mode in MODES.get(dataset_type, ())), None)
+    taught = MODES.get(dataset_type, ()) if isinstance(dataset_type, str) else ()
+    return next((mode for mode in modes if mode in taught), None)
 
 
 def _folders(file: GridFile) -> dict[str, list[str]]:
