@@ -227,3 +227,17 @@ def test_classes_of_one_name_are_told_of_and_apart(tmp_path: Path) -> None:
     assert list(report["splits"]["train"]["classes"]) == ["screen (2)", "screen (7)", "Screen "]
     text = "classes of one name, told apart by their ids: screen (2), screen (7), Screen  (90)"
     assert report["warnings"] == {text: 3}
+
+
+def test_deep_images_need_a_range_and_large_ones_a_limit(tmp_path: Path) -> None:
+    dataset = only_train(write_pairs(tmp_path, [IDS, IDS]))
+    deep = np.full(IDS.shape, 4095, np.uint16)
+    for number in (1, 2):
+        Image.fromarray(deep).save(tmp_path / f"images/{number}.png")
+    with pytest.raises(UserError, match=r"2 problem\(s\)\n.*1\.png: has more than 8 bits.*set dataset\.value_range"):
+        check_dataset(dataset, str(tmp_path), progress=False)
+    ranged = dataset.model_copy(update={"value_range": (0.0, 4095.0)})
+    assert check_dataset(ranged, str(tmp_path), progress=False)["splits"]["train"]["images"] == 2
+    assert opened(ranged, tmp_path, "semantic").read(1).image.unique().tolist() == [255]
+    with pytest.raises(UserError, match=r"masks/2\.png: has 4x2 pixels, more than dataset\.max_pixels, which is 7"):
+        check_dataset(ranged.model_copy(update={"max_pixels": 7}), str(tmp_path), progress=False)

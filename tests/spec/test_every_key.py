@@ -78,6 +78,7 @@ VALUES: dict[str, Any] = {
     "dataset.convert.num_partitions": 5,
     "dataset.convert.num_shards": 3,
     "dataset.convert.seed": 1,
+    "dataset.value_range": [0.0, 4095.0],
     "dataset.train.target_size": [64, 96],
     "dataset.val.target_size": [64, 96],
     "dataset.test.target_size": [64, 96],

@@ -24,7 +24,6 @@ from tessera.data.reader import Findings
 from tessera.data.transforms import has_pixels, resize_target, select
 from tessera.files import UserError
 from tessera.ops.image_size import read_image_size
-from tessera.ops.images import read_image
 from tessera.spec.checks import MODES
 from tessera.spec.networks import Mode
 from tessera.spec.schema import DatasetSpec
@@ -183,7 +182,7 @@ def _inspect(reader: SegmentationDataset, index: int) -> tuple[Target | None, Fi
     findings = Findings()
     size: tuple[int, int] | None = None
     try:
-        image = read_image(reader.image_path(index))
+        image = reader.image(index)
         size = (image.shape[1], image.shape[2])
     except UserError as error:
         findings.errors.append(str(error))
@@ -192,7 +191,7 @@ def _inspect(reader: SegmentationDataset, index: int) -> tuple[Target | None, Fi
             size = reader.annotated_size(index)
         mask_path = reader.mask_path(index)
         if size is None and mask_path is not None:
-            size = read_image_size(mask_path)
+            size = read_image_size(mask_path, reader.max_pixels)
         return (None if size is None else reader.target(index, size, findings)), findings
     except UserError as error:
         findings.errors.append(str(error))

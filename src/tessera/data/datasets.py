@@ -9,6 +9,7 @@ from tessera.data.catalog import compare_names, full_catalog, require_mode, spli
 from tessera.data.coco import CocoInstances
 from tessera.data.coco_index import open_index
 from tessera.data.joined import JoinedDataset
+from tessera.data.listed import ListedImages
 from tessera.data.mask_pairs import MaskPairs
 from tessera.data.panoptic import CocoPanoptic
 from tessera.data.reader import Findings, SegmentationDataset
@@ -81,18 +82,19 @@ def index_dataset(
     def reader(source: Source, found: Findings) -> SegmentationDataset:
         annotations = annotated / source.annotations
         images = None if source.images is None else root / source.images
-        if images is None or dataset.type == "mask_pairs":
-            return MaskPairs(annotations, images, catalog, dataset.ignore_id, found)
         opened: SegmentationDataset
-        if source.panoptic is None or dataset.type == "coco":
+        if images is None or dataset.type == "mask_pairs":
+            opened = MaskPairs(annotations, images, catalog, dataset.ignore_id, found)
+        elif source.panoptic is None or dataset.type == "coco":
             opened = CocoInstances(annotations, images, catalog, known, mode, found)
         else:
             opened = CocoPanoptic(annotations, images, root / source.panoptic, catalog, known, mode, found)
         compare_names(dataset, data_root, opened.categories, annotations, found)
+        opened.value_range, opened.max_pixels = dataset.value_range, dataset.max_pixels
         return opened
 
     chosen = split_sources(dataset, split, data_root)
-    if len(chosen) == 1:
+    if len(chosen) == 1 and section.names is None:
         return reader(chosen[0], findings)
     readers = []
     for source in chosen:
@@ -100,7 +102,8 @@ def index_dataset(
         readers.append(reader(source, own))
         findings.errors += [f"{annotated / source.annotations}: {error}" for error in own.errors]
         findings.warnings.update(own.warnings)
-    return JoinedDataset(readers, findings)
+    whole = readers[0] if len(chosen) == 1 else JoinedDataset(readers, findings)
+    return whole if section.names is None else ListedImages(whole, root / section.names, findings)
 
 
 def _require(value: Any, dataset: DatasetSpec, key: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from tessera.data.columns import Column, Numbers
 from tessera.data.reader import Findings, SegmentationDataset, report_repeated
@@ -27,6 +28,7 @@ class JoinedDataset(SegmentationDataset):
         self.source = _common([reader.source.parent for reader in readers])
         self.image_folder = _common([reader.image_folder for reader in readers])
         self.readers = list(readers)
+        self.value_range, self.max_pixels = readers[0].value_range, readers[0].max_pixels
         told = [reader.has_masks for reader in readers if reader.has_masks is not None]
         self.has_masks = any(told) if told else None
         self._ends = np.cumsum([len(reader) for reader in readers])
@@ -52,6 +54,10 @@ class JoinedDataset(SegmentationDataset):
     def annotated_size(self, index: int) -> tuple[int, int] | None:
         reader, place = self.place(index)
         return reader.annotated_size(place)
+
+    def image(self, index: int) -> Tensor:
+        reader, place = self.place(index)
+        return reader.image(place)
 
     def read(self, index: int) -> Sample:
         reader, place = self.place(index)

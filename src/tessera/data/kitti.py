@@ -99,7 +99,7 @@ def convert_dataset(dataset: DatasetSpec, data_root: str, processes: int = 1, pr
     with only_process(home / ".convert.lock", busy), atomic_folder(home / CONVERTED) as folder:
         writer = _Writer(folder, classes)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            writer.run(root, convert, Path(scratch), processes, progress)
+            writer.run(root, convert, Path(scratch), processes, progress, dataset.max_pixels)
         return writer.finish(dataset.name, convert, root)
 
 
@@ -177,7 +177,9 @@ class _Writer:
         self.fault_count = 0
         (folder / "shards").mkdir()
 
-    def run(self, root: Path, convert: ConvertSpec, scratch: Path, processes: int, progress: bool) -> None:
+    def run(
+        self, root: Path, convert: ConvertSpec, scratch: Path, processes: int, progress: bool, max_pixels: int
+    ) -> None:
         with (
             (self.folder / "dropped.csv").open("w", encoding="utf-8", newline="") as report,
             Progress(disable=not progress, auto_refresh=False) as bar,
@@ -188,7 +190,7 @@ class _Writer:
             self._add_faults(listing.faults)
             self._drop((name, "", "", NO_LABELS) for name in listing.unlabeled())
             task = bar.add_task("convert", total=sum(listing.sizes.values()))
-            reader = _Reader(root, self.classes)
+            reader = _Reader(root, self.classes, max_pixels)
             image_id = annotation_id = 1
             for part in listing.parts:
                 total = listing.sizes[part]
@@ -308,6 +310,7 @@ class _Shard:
 class _Reader:
     root: Path
     classes: Classes
+    max_pixels: int
 
     def __call__(self, chunk: Chunk) -> _Piece:
         piece = _Piece(chunk.shard)
@@ -316,7 +319,7 @@ class _Reader:
             size = None
             if image:
                 try:
-                    size = read_image_size(self.root / image)
+                    size = read_image_size(self.root / image, self.max_pixels)
                 except UserError as error:
                     piece.faults.append(str(error))
                     continue

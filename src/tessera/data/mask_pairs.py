@@ -25,6 +25,7 @@ from tessera.data.reader import (
 )
 from tessera.files import UserError, read_text
 from tessera.ops.image_size import open_image
+from tessera.spec.schema import MAX_PIXELS
 from tessera.structures import IGNORE, ClassCatalog, Target
 
 
@@ -62,7 +63,7 @@ class MaskPairs(SegmentationDataset):
 
     def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
         path = self.mask_path(index)
-        ids = read_mask_ids(path)
+        ids = read_mask_ids(path, self.max_pixels)
         if ids.shape != size:
             findings.errors.append(
                 f"{path}: the mask is {ids.shape[1]}x{ids.shape[0]} (width x height), its image {self.file_names[index]} is "
@@ -85,9 +86,9 @@ class MaskPairs(SegmentationDataset):
         return class_target(labels.astype(np.uint8))
 
 
-def read_mask_ids(path: Path) -> npt.NDArray[np.uint16]:
+def read_mask_ids(path: Path, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint16]:
     """(H, W) class ids of a mask: the index of a palette image, the value of an 8- or 16-bit one. Colours are refused, and JPEG."""
-    with open_image(path) as image:
+    with open_image(path, max_pixels) as image:
         require_lossless(path, image)
         if image.mode not in ("L", "P", "1") and not image.mode.startswith("I"):
             raise UserError(

@@ -22,6 +22,7 @@ from tessera.data.reader import (
 from tessera.files import UserError
 from tessera.ops.image_size import open_image
 from tessera.spec.networks import Mode
+from tessera.spec.schema import MAX_PIXELS
 from tessera.structures import IGNORE, ClassCatalog, Target
 
 ABSENT = "segment without a pixel in the panoptic PNG, which nothing can match"
@@ -68,7 +69,7 @@ class CocoPanoptic(CocoDataset):
             boxes = [item for item in segments if item["category_id"] in self._labels and item["bbox"]]
             return box_target(boxes, self._labels, size, findings)
         path = self._panoptic_folder / name
-        ids = read_panoptic_ids(path)
+        ids = read_panoptic_ids(path, self.max_pixels)
         if ids.shape != size:
             findings.errors.append(
                 f"{path}: is {ids.shape[1]}x{ids.shape[0]} (width x height), its image {self.file_names[index]} is {size[1]}x{size[0]}"
@@ -122,9 +123,9 @@ def _differs(area: float | None, pixels: int) -> bool:
     return area is not None and abs(area - pixels) > 0.2 * max(area, pixels)
 
 
-def read_panoptic_ids(path: Path) -> npt.NDArray[np.int32]:
+def read_panoptic_ids(path: Path, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.int32]:
     """(H, W) segment ids of a panoptic PNG; 0 is void."""
-    with open_image(path) as image:
+    with open_image(path, max_pixels) as image:
         require_lossless(path, image)
         if image.mode not in ("RGB", "RGBA", "P"):
             raise UserError(

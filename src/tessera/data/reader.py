@@ -21,6 +21,7 @@ from tessera.files import UserError, is_text, raise_all
 from tessera.ops.image_size import read_image_size
 from tessera.ops.images import read_image
 from tessera.ops.masks import masks_to_boxes
+from tessera.spec.schema import MAX_PIXELS
 from tessera.structures import IGNORE, Sample, Target
 
 
@@ -50,6 +51,8 @@ class SegmentationDataset(ABC):
     image_ids: Sequence[int]
     categories: Sequence[tuple[int, str]] = ()
     """Dataset id and name, where the annotation file lists its classes; as listed, so that an id may come twice."""
+    value_range: tuple[float, float] | None = None
+    max_pixels: int = MAX_PIXELS
     has_masks: bool | None = True
     """False where there are annotations and none of them has a mask: they serve mode detection alone. None where there are none."""
 
@@ -61,11 +64,15 @@ class SegmentationDataset(ABC):
 
     def size(self, index: int) -> tuple[int, int]:
         """(height, width) as annotated, or from the image's header where the annotations do not say."""
-        return self.annotated_size(index) or read_image_size(self.image_path(index))
+        return self.annotated_size(index) or read_image_size(self.image_path(index), self.max_pixels)
+
+    def image(self, index: int) -> Tensor:
+        """(3, H, W) uint8 RGB."""
+        return read_image(self.image_path(index), self.value_range, self.max_pixels)
 
     def read(self, index: int) -> Sample:
         """Raises UserError with every fault of the record; ``data.check`` finds all of them before a run."""
-        image = read_image(self.image_path(index))
+        image = self.image(index)
         findings = Findings()
         target = self.target(index, (image.shape[1], image.shape[2]), findings)
         findings.raise_errors(f"{self.source}, image {self.file_names[index]}")

@@ -4,32 +4,68 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_png
 from torchvision.transforms.v2 import functional
 
-from tessera.files import UserError
+from tessera.files import UserError, open_input
 from tessera.ops.image_size import open_image
-from tessera.spec.schema import AugmentationSpec
+from tessera.spec.schema import MAX_PIXELS, AugmentationSpec
 from tessera.structures import Batch, ImageMeta
 
+_BITS, _SAMPLE_FORMAT = 258, 339
+"""Tags of TIFF."""
+_ORIENTATION = 0x0112
+_MIRRORED = (2, 4, 5, 7)
+_TURNS = {3: 2, 4: 2, 5: 1, 6: 3, 7: 3, 8: 1}
+"""Quarter turns against the clock, after mirroring, by EXIF orientation."""
 
-def read_image(path: Path) -> Tensor:
-    """(3, H, W) uint8 RGB as it is displayed: EXIF orientation applied, gray and palette expanded, alpha dropped, 16 bits cut to 8.
 
-    Raises UserError when the file is missing, truncated or no image.
+def read_image(path: Path, value_range: tuple[float, float] | None = None, max_pixels: int = MAX_PIXELS) -> Tensor:
+    """(3, H, W) uint8 RGB as it is displayed: EXIF orientation applied, gray and palette expanded, alpha dropped, deep images as
+    ``scale_values`` makes them.
+
+    Raises UserError when the file is missing, truncated or no image, when it holds more than would be used (``open_image``), and when it is
+    deep and no range is given.
     """
-    with open_image(path) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):
-            upright = _to_eight_bits(upright, path)
-        elif upright.mode == "F":
-            raise UserError(f"{path}: has floating-point pixels; expected 8 or 16 bits per channel")
-        pixels = np.array(upright.convert("RGB"))
+    with open_image(path, max_pixels) as image:
+        values = _deep_values(image, path)
+        if values is None:
+            pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        else:
+            pixels = scale_values(values, value_range, str(path))
+            pixels = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
     return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def scale_values(values: npt.NDArray[Any], value_range: tuple[float, float] | None, what: str) -> npt.NDArray[np.uint8]:
+    """Values of more than 8 bits to 0..255: the lower end of ``value_range`` and what is below to 0, the upper one and what is above to 255.
+
+    Raises UserError, which begins with ``what``, where there is no range, and where a value is no number.
+    """
+    if values.dtype.kind == "f" and np.isnan(values).any():
+        raise UserError(f"{what}: has pixels that are no number (NaN); fill them")
+    if value_range is None:
+        kind = "floating-point pixels" if values.dtype.kind == "f" else "more than 8 bits per channel"
+        extent = f"{values.min():g} to {values.max():g}" if values.size else "none"
+        raise UserError(
+            f"{what}: has {kind}, of which 256 steps are used (values found: {extent}); set dataset.value_range to the values of all images that "
+            "become black and white, such as [0, 4095] for a sensor of 12 bits or [0, 65535]"
+        )
+    low, high = value_range
+    if values.dtype == np.uint16:
+        # Each possible value once is faster than each pixel.
+        table: npt.NDArray[np.uint8] = scale_values(np.arange(65536, dtype=np.float64), value_range, what)
+        return table[values]
+    share = (np.clip(values, low, high, dtype=np.float64) - low) / (high - low)
+    return np.rint(share * 255).astype(np.uint8)
 
 
 def test_size(height: int, width: int, min_size: int, max_size: float) -> tuple[int, int]:
@@ -115,9 +151,41 @@ def make_batch(
     return Batch(images=stacked, padding=padding, metas=metas, targets=None, truths=None)
 
 
-def _to_eight_bits(image: Image.Image, path: Path) -> Image.Image:
-    """16-bit gray keeps its upper byte; Pillow's own conversion would clip at 255."""
-    values = np.asarray(image).astype(np.int64)
-    if values.size and (values.min() < 0 or values.max() > 65535):
-        raise UserError(f"{path}: has values {values.min()}..{values.max()}; expected 8 or 16 bits per channel")
-    return Image.fromarray((values >> 8).astype(np.uint8))
+def _deep_values(image: Image.Image, path: Path) -> npt.NDArray[Any] | None:
+    """(H, W) or (H, W, 3) of more than 8 bits, upright; None for an image of 8."""
+    if image.mode.startswith("I") or image.mode == "F":
+        codec = image.tile[0].args if image.tile else None
+        values = np.asarray(ImageOps.exif_transpose(image))
+        if (
+            isinstance(image, TiffImageFile)
+            and values.dtype == np.int32
+            and image.tag_v2.get(_SAMPLE_FORMAT, (1,))[0] == 1
+        ):
+            return values.view(np.uint32)  # Pillow has no name for these, and takes them for signed.
+        if image.format == "PPM" and isinstance(codec, tuple):
+            return np.rint(values * (codec[1] / 65535))  # Pillow has stretched them to 16 bits.
+        return values
+    if isinstance(image, TiffImageFile) and max(image.tag_v2.get(_BITS, (8,))) > 8:
+        raise UserError(
+            f"{path}: is a colour TIFF of {max(image.tag_v2[_BITS])} bits per channel, of which the upper 8 would be used; save it as PNG of 16 bits "
+            "(and set dataset.value_range), or of 8"
+        )
+    if image.format == "PPM" and image.tile and isinstance(image.tile[0].args, tuple) and image.tile[0].args[1] > 255:
+        raise UserError(f"{path}: is a colour PPM of more than 8 bits per channel; save it as PNG of 16 bits, or of 8")
+    if image.format == "PNG" and image.tile and str(image.tile[0].args).endswith(";16B"):
+        return _deep_png(image, path)
+    return None
+
+
+def _deep_png(image: Image.Image, path: Path) -> npt.NDArray[np.uint16]:
+    """Colours of 16 bits, which Pillow has no mode for."""
+    orientation = image.getexif().get(_ORIENTATION, 1)
+    with open_input(path) as stream:
+        content = torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)
+    try:
+        pixels: npt.NDArray[np.uint16] = decode_png(content, ImageReadMode.RGB).permute(1, 2, 0).numpy()
+    except RuntimeError as error:
+        raise ValueError(str(error).partition("\n")[0]) from None
+    if orientation in _MIRRORED:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(np.rot90(pixels, _TURNS.get(orientation, 0)))

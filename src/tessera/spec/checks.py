@@ -53,7 +53,7 @@ def _dataset(dataset: DatasetSpec) -> Iterator[tuple[str, str]]:
     paths: dict[str, str | list[str] | None] = {"label_map": dataset.label_map}
     for name in ("train", "val", "test"):
         split = getattr(dataset, name)
-        paths |= {f"{name}.{key}": getattr(split, key) for key in ("images", "annotations", "panoptic")}
+        paths |= {f"{name}.{key}": getattr(split, key) for key in ("images", "annotations", "panoptic", "names")}
         entries = len(as_list(split.annotations))
         for key in ("images", "panoptic"):
             value = getattr(split, key)
@@ -66,6 +66,8 @@ def _dataset(dataset: DatasetSpec) -> Iterator[tuple[str, str]]:
         for path in as_list(value):
             if not _stays_inside(path):
                 yield key, f"expected a path inside the data root, without '..' and not absolute, found {path!r}"
+    if dataset.value_range is not None and dataset.value_range[0] >= dataset.value_range[1]:
+        yield "value_range", f"expected [low, high] with low below high, found {list(dataset.value_range)}"
     yield from _fetch(dataset)
     if dataset.convert is not None:
         yield from _convert(dataset, dataset.convert)

@@ -35,8 +35,10 @@ SOURCE_KEYS = (
     "contiguous_id",
     "num_classes",
     "ignore_id",
+    "value_range",
+    "max_pixels",
 )
-SPLIT_SOURCE_KEYS = ("images", "annotations", "panoptic")
+SPLIT_SOURCE_KEYS = ("images", "annotations", "panoptic", "names")
 
 OWNED = {
     "model.name": "models",

@@ -231,10 +231,10 @@ def annotation_root(dataset: DatasetSpec, data_root: str) -> str:
 
 
 def data_files(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SPLITS) -> list[Path]:
-    """Label map and annotation files of the splits, sorted: what their digest is made from and what rules wait for."""
+    """Label map, annotation files and lists of names of the splits, sorted: what their digest is made from and what rules wait for."""
     root = annotation_root(dataset, data_root)
-    names = _data_names(dataset, root, splits)
-    return [Path(data_root if name == dataset.label_map else root) / name for name in names]
+    beside = _listed(dataset, splits)
+    return [Path(data_root if name in beside else root) / name for name in _data_names(dataset, root, splits)]
 
 
 def data_digest(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SPLITS) -> str:
@@ -263,7 +263,7 @@ def data_digest(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SP
 
 def recorded_by_dvc(dataset: DatasetSpec, data_root: str, splits: Sequence[str] = SPLITS) -> dict[str, str]:
     """`.dvc` file -> its digest, for every path of the splits and every folder above it: so images count that nobody else digests."""
-    named: set[str | None] = {dataset.label_map}
+    named: set[str | None] = {*_listed(dataset, splits)}
     for split in splits:
         for source in sources(getattr(dataset, split), data_root):
             named |= {source.annotations, source.images, source.panoptic}
@@ -330,6 +330,9 @@ def _converted_digest(dataset: DatasetSpec, convert: ConvertSpec, data_root: str
         "mapping": {
             name: file_digest(root / name) for name in own([convert.mapping_path] if convert.mapping_path else [])
         },
+        "names": {
+            name: file_digest(root / name) for name in own(sorted(_listed(dataset, splits) - {dataset.label_map}))
+        },
         "labels": {
             name: _recorded(root, name) or folder_digest(root / name) for name in folders(convert.label_dir_name)
         },
@@ -350,7 +353,13 @@ def _recorded(root: Path, name: str) -> str | None:
 
 def _data_names(dataset: DatasetSpec, data_root: str, splits: Sequence[str]) -> list[str]:
     names = {source.annotations for split in splits for source in sources(getattr(dataset, split), data_root)}
-    return sorted(names | ({dataset.label_map} if dataset.label_map else set()))
+    return sorted(names | _listed(dataset, splits))
+
+
+def _listed(dataset: DatasetSpec, splits: Sequence[str]) -> set[str]:
+    """Label map and lists of names, which nobody converts."""
+    named = (dataset.label_map, *(getattr(dataset, split).names for split in splits))
+    return {name for name in named if name is not None}
 
 
 def _live_keys(section: BaseModel) -> dict[str, Any]:

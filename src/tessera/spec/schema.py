@@ -37,6 +37,9 @@ class DemoSpec(Section):
     """Every scene depends on (seed, split, index) alone."""
 
 
+MAX_PIXELS = 178_956_970
+"""Where Pillow takes an image for an attack unless told otherwise."""
+
 Byte = Annotated[int, Field(ge=0, le=255)]
 Names = Annotated[list[str], Field(min_length=1)]
 
@@ -49,6 +52,10 @@ class SplitSpec(Section):
     Image ids stay unique: a file whose ids meet those of an earlier file has them all raised by the largest one so far plus 1."""
     panoptic: str | Names | None = None
     """Folder of the panoptic PNG files (`coco_panoptic` only), relative to the data root; a list as for `images`."""
+    names: str | None = None
+    """Text file of image names, one a line, relative to the data root: of all images that `annotations` list, the split has these alone. So
+    lists such as KITTI's and Pascal VOC's ImageSets divide one set of annotations. Endings and folders may be left out where they need not tell
+    images apart: `000007` is `training/image_2/000007.png`."""
     batch_size: int = Field(1, ge=1)
     """Images per step and process. In val and test it changes nothing but speed and memory, and is inert.
     Every pass shuffles the whole split and every process takes its share of each batch, on one node as on several (TAO: `train_sampler`)."""
@@ -143,6 +150,12 @@ class DatasetSpec(Section):
     ignore_id: int | None = Field(0, ge=0, le=65535)
     """Mask value that means unlabeled (`mask_pairs`); 255 always does, unless the label map has a class 255. null: no other value does, so that
     0 may be a class, as in masks of 0..C-1 and 255, or of background 0 and object 1. A class of the label map with this value is refused."""
+    value_range: tuple[float, float] | None = None
+    """[low, high] of images deeper than 8 bits: gray of 16 or 32 bits and of floating point, colour PNG of 16 bits. `low` and what is below become
+    black, `high` and what is above white, in 256 steps. Left out, such images are refused; images of 8 bits keep their values."""
+    max_pixels: int = Field(MAX_PIXELS, ge=1, json_schema_extra=Inert)
+    """Pixels that an image or a mask may have. What has more is refused before it is decoded, because a file of a few bytes can claim to have
+    billions. Each takes some 10 bytes of memory in every loader process."""
     train: SplitSpec = SplitSpec()
     val: SplitSpec = Field(SplitSpec(), json_schema_extra=InertBatchSize)
     test: SplitSpec = Field(SplitSpec(), json_schema_extra=InertBatchSize)

@@ -1,0 +1,114 @@
+"""The images of a split that a text file names, as the ImageSets of KITTI and Pascal VOC do."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from torch import Tensor
+
+from tessera.data.columns import Numbers, Texts
+from tessera.data.reader import Findings, SegmentationDataset, brief, relative_name
+from tessera.files import UserError, read_text
+from tessera.structures import Sample, Target
+
+_SHOWN = 5
+
+
+class ListedImages(SegmentationDataset):
+    """Those images of ``whole`` that the lines of ``names`` name, in the order that they have there.
+
+    A name is that of the file, with or without its ending and any of the folders in front: ``000007`` is ``training/image_2/000007.png``.
+    """
+
+    def __init__(self, whole: SegmentationDataset, names: Path, findings: Findings) -> None:
+        """A name that no image has, that several have, or that comes twice is an error in ``findings``. Raises UserError where there is no list."""
+        self.whole = whole
+        self.source = names
+        self.image_folder = whole.image_folder
+        self.categories = whole.categories
+        self.has_masks = whole.has_masks
+        self.value_range, self.max_pixels = whole.value_range, whole.max_pixels
+        found = Findings()
+        self._places = sorted(_find(_read(names, found), whole.file_names, found))
+        findings.errors += [f"{names}: {error}" for error in found.errors]
+        self.image_ids = Numbers(np.array([whole.image_ids[place] for place in self._places], np.int64))
+        self.file_names = Texts.of(whole.file_names[place] for place in self._places)
+
+    def image_path(self, index: int) -> Path:
+        return self.whole.image_path(self._places[index])
+
+    def mask_path(self, index: int) -> Path | None:
+        return self.whole.mask_path(self._places[index])
+
+    def annotated_size(self, index: int) -> tuple[int, int] | None:
+        return self.whole.annotated_size(self._places[index])
+
+    def image(self, index: int) -> Tensor:
+        return self.whole.image(self._places[index])
+
+    def read(self, index: int) -> Sample:
+        return self.whole.read(self._places[index])
+
+    def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
+        return self.whole.target(self._places[index], size, findings)
+
+    def nothing_to_learn(self) -> str | None:
+        return self.whole.nothing_to_learn()
+
+
+def _read(path: Path, findings: Findings) -> list[tuple[str, ...]]:
+    """The parts of each name."""
+    try:
+        lines = read_text(path).split("\n")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; expected a list of images, one name a line (split.names)") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not a text file (byte {error.start}); expected one name a line") from None
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); expected a list of images, one name a line"
+        ) from None
+    found: dict[tuple[str, ...], None] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name = relative_name(line.strip(), findings, f"line {number}")
+        parts = () if name is None else PurePosixPath(name).parts
+        if parts in found:
+            findings.errors.append(f"line {number}: {brief(line.strip())} comes a second time, expected once")
+        elif parts:
+            found[parts] = None
+    return list(found)
+
+
+def _find(names: Sequence[tuple[str, ...]], images: Sequence[str], findings: Findings) -> set[int]:
+    """Places of the named images."""
+    asked: dict[int, set[tuple[str, ...]]] = defaultdict(set)
+    for name in names:
+        asked[len(name)].add(name)
+    places: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for place, image in enumerate(images):
+        path = PurePosixPath(image)
+        for depth, wanted in asked.items():
+            end = path.parts[-depth:]
+            for form in {end, (*end[:-1], path.stem)}:
+                if form in wanted:
+                    places[form].append(place)
+    missing = [name for name in names if name not in places]
+    if missing:
+        shown = ", ".join("/".join(name) for name in missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        findings.errors.append(f"{len(missing)} of {len(names)} names are no image of the annotations ({shown})")
+    for name, found in places.items():
+        if len(found) > 1:
+            findings.errors.append(
+                f"{'/'.join(name)} may be {images[found[0]]} or {images[found[1]]}; write as many of its folders as tell them apart"
+            )
+    chosen = [found[0] for found in places.values()]
+    if len(set(chosen)) < len(chosen):
+        findings.errors.append(
+            "two of its names are one image, once with and once without its ending or folders; keep one"
+        )
+    return set(chosen)
