@@ -1,3 +1,4 @@
+import copy
 import http.server
 import threading
 from dataclasses import replace
@@ -239,7 +240,7 @@ def test_gray_deep_and_floating_arrays_and_tensors_are_the_image_in_bytes():
     """uint8 in 0..255, uint16 in 0..65535 as files of 16 bits, floating point in 0..1; gray in all channels."""
     gray = np.array([[0, 1, 128], [200, 254, 255]], np.uint8)
     wanted = torch.from_numpy(gray).expand(3, 2, 3)
-    deep, floats = gray.astype(np.uint16) * 256 + 7, gray / 255
+    deep, floats = gray.astype(np.uint16) * 257, gray / 255
     forms = [
         gray,
         gray[..., None],
@@ -264,8 +265,27 @@ def test_gray_deep_and_floating_arrays_and_tensors_are_the_image_in_bytes():
 def test_a_deep_array_is_what_its_file_is(tmp_path):
     deep = np.random.default_rng(0).integers(0, 65536, (20, 30), dtype=np.uint16)
     Image.fromarray(deep).save(tmp_path / "deep.png")
-    of_file, of_array = (source.read() for source in open_source([tmp_path / "deep.png", deep]))
-    assert torch.equal(of_file, of_array)
+    for span in ((0, 65535), (100.5, 4095)):
+        forms = [tmp_path / "deep.png", deep, Image.fromarray(deep), torch.from_numpy(deep.astype(np.float32))]
+        of_file, *of_arrays = (source.read(span) for source in open_source(forms, span))
+        assert of_file.unique().numel() > 40
+        assert all(torch.equal(of_file, of_array) for of_array in of_arrays)
+
+
+def test_a_model_of_deep_images_predicts_on_them(predictor, tmp_path):
+    """With the range that it was trained with; another model refuses them, rather than see black."""
+    values = make_picture(75, 100, 1)[..., 0].astype(np.uint16) * 16
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    with pytest.raises(UserError, match=r"deep\.png: has more than 8 bits per channel.*set dataset\.value_range"):
+        predictor.predict(tmp_path / "deep.png")
+    spec = predictor.header.spec
+    dataset = spec.dataset.model_copy(update={"value_range": (0.0, 4080.0)})
+    header = replace(predictor.header, spec=spec.model_copy(update={"dataset": dataset}))
+    deep = copy.copy(predictor)
+    deep.header = header
+    wanted = predictor.predict((values // 16).astype(np.uint8))
+    assert_same(deep.predict(tmp_path / "deep.png"), wanted)
+    assert_same(deep.predict(values), wanted)
 
 
 @pytest.fixture

@@ -109,10 +109,12 @@ class Predictor(ABC):
     def predict(self, source: Any, batch_size: int = 1) -> Predictions | list[Predictions]:
         """For a path, an http(s) address, a Pillow image, an array or a tensor its predictions; for a folder or a list a list of them.
 
-        Arrays (H, W), (H, W, 1) or (H, W, 3) and tensors (H, W), (1, H, W) or (3, H, W) are RGB or gray: uint8 in 0..255, uint16 in 0..65535,
-        floating point in 0..1; see ``sources.to_rgb``. Raises UserError for everything else.
+        Arrays (H, W), (H, W, 1) or (H, W, 3) and tensors (H, W), (1, H, W) or (3, H, W) are RGB or gray: uint8 in 0..255; uint16 in 0..65535
+        and floating point in 0..1, or all else in the ``dataset.value_range`` that the model was trained with; see ``sources.to_rgb``. Raises
+        UserError for everything else.
         """
-        found = [prediction for _, prediction in self.stream(open_source(source), batch_size)]
+        value_range = self.header.spec.dataset.value_range
+        found = [prediction for _, prediction in self.stream(open_source(source, value_range), batch_size)]
         return found if is_many(source) else found[0]
 
     def stream(
@@ -124,11 +126,12 @@ class Predictor(ABC):
         A batch holds successive images of equal padded size only, so that batch-mates never change an image's input.
         """
         limit = min(batch_size, self.max_batch or batch_size)
+        dataset = self.header.spec.dataset
         group: list[tuple[ImageSource, Tensor]] = []
         group_size: tuple[int, int] | None = None
         for source in sources:
             try:
-                image = source.read()
+                image = source.read(dataset.value_range, dataset.max_pixels)
             except UserError as error:
                 if broken is None:
                     raise

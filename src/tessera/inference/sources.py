@@ -22,7 +22,8 @@ from torch import Tensor
 
 from tessera.files import UserError, read_json
 from tessera.ops.image_size import IMAGE_SUFFIXES
-from tessera.ops.images import read_image
+from tessera.ops.images import read_image, scale_values
+from tessera.spec.schema import MAX_PIXELS
 
 LARGEST_DOWNLOAD = 256 * 2**20
 """Bytes of an image that is read from an address."""
@@ -38,26 +39,26 @@ class ImageSource:
     """Relative, with forward slashes; what results are named after."""
     image_id: int
 
-    def read(self) -> Tensor:
-        """(3, H, W) uint8 RGB. Raises UserError for what is no image or cannot be read."""
+    def read(self, value_range: tuple[float, float] | None = None, max_pixels: int = MAX_PIXELS) -> Tensor:
+        """(3, H, W) uint8 RGB; the keys are those of `dataset`. Raises UserError for what is no image or cannot be read."""
         if isinstance(self.content, str):
-            return _download(self.content)
-        return read_image(self.content) if isinstance(self.content, Path) else self.content
+            return _download(self.content, value_range, max_pixels)
+        return read_image(self.content, value_range, max_pixels) if isinstance(self.content, Path) else self.content
 
 
-def open_source(source: Any) -> list[ImageSource]:
+def open_source(source: Any, value_range: tuple[float, float] | None = None) -> list[ImageSource]:
     """Numbered from 1. A folder gives its images by name, those of its sub-folders too, and leaves out files of other kinds.
 
-    Accepted are a path, an http(s) address, a Pillow image, an array or a tensor as ``to_rgb`` takes them, and lists of these. Raises
-    UserError on anything else.
+    Accepted are a path, an http(s) address, a Pillow image, an array or a tensor as ``to_rgb`` takes them, and lists of these.
+    ``value_range``: of arrays deeper than 8 bits. Raises UserError on anything else.
     """
     if isinstance(source, str | Path) and not is_address(source):
         path = Path(source)
         return number_files(list_images(path), path) if path.is_dir() else number_files([path], path.parent)
     if isinstance(source, list | tuple):
         root = _common_folder(item for item in source if isinstance(item, str | Path) and not is_address(item))
-        return _with_own_names([_one(item, number, root) for number, item in enumerate(source, 1)])
-    return [_one(source, 1, None)]
+        return _with_own_names([_one(item, number, root, value_range) for number, item in enumerate(source, 1)])
+    return [_one(source, 1, None, value_range)]
 
 
 def gather(places: Sequence[str], folder: Path | None = None) -> tuple[list[ImageSource], list[str]]:
@@ -185,11 +186,12 @@ def safe_name(file_name: str) -> PurePosixPath:
     return path
 
 
-def to_rgb(pixels: np.ndarray | Tensor, what: str) -> Tensor:
+def to_rgb(pixels: np.ndarray | Tensor, what: str, value_range: tuple[float, float] | None = None) -> Tensor:
     """(3, H, W) uint8 RGB of an array (H, W), (H, W, 1) or (H, W, 3), or of a tensor (H, W), (1, H, W) or (3, H, W).
 
-    uint8 holds 0..255, uint16 0..65535 (of which the upper byte counts, as of image files), and floating point 0..1. Raises UserError, which
-    begins with ``what``, for other shapes and types, and where the values do not tell their range: floats outside 0..1, uint16 of at most 255.
+    uint8 holds 0..255. All else is scaled from ``value_range``, or left out from 0..65535 of uint16 and 0..1 of floating point. Raises
+    UserError, which begins with ``what``, for other shapes and types, and where the values do not tell their range: floats outside 0..1,
+    uint16 of at most 255.
     """
     shape = tuple(pixels.shape)
     if isinstance(pixels, Tensor):
@@ -204,19 +206,21 @@ def to_rgb(pixels: np.ndarray | Tensor, what: str) -> Tensor:
     if len(shape) not in (2, 3) or planes not in (1, 3) or not values.size:
         raise UserError(f"{what}: has the shape {shape}, expected {expected}, RGB or gray")
     low, high = values.min(), values.max()
-    if values.dtype == np.uint16:
+    if value_range is not None and values.dtype != np.uint8:
+        values = scale_values(values, value_range, what)
+    elif values.dtype == np.uint16:
         if 0 < high <= 255:
             raise UserError(
                 f"{what}: is of type uint16 but holds nothing above {high}; convert it to uint8 where its values are 0..255, or to "
                 "floating point divided by the largest possible value"
             )
-        values = (values >> 8).astype(np.uint8)
+        values = scale_values(values, (0, 65535), what)
     elif np.issubdtype(values.dtype, np.floating):
         if not (low >= 0 and high <= 1):
             raise UserError(
                 f"{what}: holds values from {low:g} to {high:g}, expected 0..1 in floating point; divide it by the largest possible value"
             )
-        values = np.rint(values.astype(np.float32) * 255).astype(np.uint8)
+        values = scale_values(values, (0, 1), what)
     elif values.dtype != np.uint8:
         raise UserError(
             f"{what}: is of type {values.dtype}, which does not tell the range of its values; expected uint8, uint16 or floating point in 0..1"
@@ -224,7 +228,7 @@ def to_rgb(pixels: np.ndarray | Tensor, what: str) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(np.broadcast_to(values, (3, *values.shape[1:]))).copy())
 
 
-def _one(item: Any, number: int, root: Path | None) -> ImageSource:
+def _one(item: Any, number: int, root: Path | None, value_range: tuple[float, float] | None) -> ImageSource:
     if is_address(item):
         return ImageSource(item, _name_of(item, number), number)
     if isinstance(item, str | Path):
@@ -242,9 +246,9 @@ def _one(item: Any, number: int, root: Path | None) -> ImageSource:
         values = np.asarray(upright) if deep else np.array(upright.convert("RGB"))
         if values.dtype == np.int32 and values.size and values.min() >= 0 and values.max() <= 65535:
             values = values.astype(np.uint16)  # how Pillow opens some files of 16 bits
-        return ImageSource(to_rgb(values, what), name, number)
+        return ImageSource(to_rgb(values, what, value_range), name, number)
     if isinstance(item, np.ndarray | Tensor):
-        return ImageSource(to_rgb(item, what), name, number)
+        return ImageSource(to_rgb(item, what, value_range), name, number)
     raise UserError(
         f"{what}: is a {type(item).__name__}; expected a path, an http(s) address, an array, a tensor or a Pillow image"
     )
@@ -271,7 +275,7 @@ def _name_of(address: str, number: int) -> str:
     return name if usable else f"image_{number:06d}.png"
 
 
-def _download(address: str) -> Tensor:
+def _download(address: str, value_range: tuple[float, float] | None, max_pixels: int) -> Tensor:
     """Raises UserError for what does not answer, answers with something else than an image, is too large or too slow."""
     try:
         content = _fetched(address)
@@ -284,7 +288,7 @@ def _download(address: str) -> Tensor:
         file.write(content)
         file.flush()
         try:
-            return read_image(Path(file.name))
+            return read_image(Path(file.name), value_range, max_pixels)
         except UserError as error:
             raise UserError(str(error).replace(file.name, address)) from None
 
