@@ -7,10 +7,12 @@ import os
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from tessera.files import UserError, open_input
@@ -23,7 +25,18 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".
 
 _EXIF_ORIENTATION = 0x0112
 _EXIF_TRANSPOSED = (5, 6, 7, 8)
-_PILLOW_ERRORS = (OSError, ValueError, SyntaxError, EOFError)
+_PILLOW_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+    zlib.error,
+)
+"""Damaged headers lead to any of these."""
 _BANDS, _EXTRA_BANDS, _COLOURS, _KIND_OF_PAGE = 277, 338, 262, 254
 """Tags of TIFF."""
 _BANDS_OF = {0: 1, 1: 1, 3: 1, 5: 4}
@@ -44,7 +57,7 @@ _JPEG_APP1, _JPEG_SCAN = 0xE1, 0xDA
 
 
 @contextlib.contextmanager
-def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile]:
     """A Pillow image; every way in which Pillow gives up, also while decoding inside the block, becomes a UserError.
 
     So do more than ``max_pixels`` (``dataset.max_pixels``), further pages, and bands beyond colours and alpha, which nobody would see.
@@ -82,7 +95,7 @@ def _too_large(path: Path, pixels: str, max_pixels: int) -> UserError:
     )
 
 
-def _require_plain(image: Image.Image, path: Path) -> None:
+def _require_plain(image: ImageFile, path: Path) -> None:
     pages = getattr(image, "n_frames", 1) if image.format in _MANY_PAGES else 1
     if not isinstance(image, TiffImageFile):
         reduced = 0
@@ -92,7 +105,7 @@ def _require_plain(image: Image.Image, path: Path) -> None:
         image.seek(0)
         extra = image.tag_v2.get(_EXTRA_BANDS, ())
         bands = image.tag_v2.get(_BANDS, 1) - sum(kind in _ALPHA for kind in extra)
-        used = _BANDS_OF.get(image.tag_v2.get(_COLOURS), 3)
+        used = _BANDS_OF.get(image.tag_v2.get(_COLOURS, 2), 3)
         if bands != used:
             raise UserError(
                 f"{path}: has {bands} bands beside alpha, of which {used} would be used; expected {used}. Models take three channels: choose the "

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
+from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_png
@@ -62,10 +63,11 @@ def scale_values(values: npt.NDArray[Any], value_range: tuple[float, float] | No
     low, high = value_range
     if values.dtype == np.uint16:
         # Each possible value once is faster than each pixel.
-        table: npt.NDArray[np.uint8] = scale_values(np.arange(65536, dtype=np.float64), value_range, what)
-        return table[values]
+        table = scale_values(np.arange(65536, dtype=np.float64), value_range, what)
+        return np.take(table, values)
     share = (np.clip(values, low, high, dtype=np.float64) - low) / (high - low)
-    return np.rint(share * 255).astype(np.uint8)
+    scaled: npt.NDArray[np.uint8] = np.rint(share * 255).astype(np.uint8)
+    return scaled
 
 
 def test_size(height: int, width: int, min_size: int, max_size: float) -> tuple[int, int]:
@@ -151,11 +153,11 @@ def make_batch(
     return Batch(images=stacked, padding=padding, metas=metas, targets=None, truths=None)
 
 
-def _deep_values(image: Image.Image, path: Path) -> npt.NDArray[Any] | None:
+def _deep_values(image: ImageFile, path: Path) -> npt.NDArray[Any] | None:
     """(H, W) or (H, W, 3) of more than 8 bits, upright; None for an image of 8."""
     if image.mode.startswith("I") or image.mode == "F":
         codec = image.tile[0].args if image.tile else None
-        values = np.asarray(ImageOps.exif_transpose(image))
+        values: npt.NDArray[Any] = np.asarray(ImageOps.exif_transpose(image))
         if (
             isinstance(image, TiffImageFile)
             and values.dtype == np.int32
@@ -163,7 +165,7 @@ def _deep_values(image: Image.Image, path: Path) -> npt.NDArray[Any] | None:
         ):
             return values.view(np.uint32)  # Pillow has no name for these, and takes them for signed.
         if image.format == "PPM" and isinstance(codec, tuple):
-            return np.rint(values * (codec[1] / 65535))  # Pillow has stretched them to 16 bits.
+            values = np.rint(values * (codec[1] / 65535))  # Pillow has stretched them to 16 bits.
         return values
     if isinstance(image, TiffImageFile) and max(image.tag_v2.get(_BITS, (8,))) > 8:
         raise UserError(
@@ -177,7 +179,7 @@ def _deep_values(image: Image.Image, path: Path) -> npt.NDArray[Any] | None:
     return None
 
 
-def _deep_png(image: Image.Image, path: Path) -> npt.NDArray[np.uint16]:
+def _deep_png(image: ImageFile, path: Path) -> npt.NDArray[np.uint16]:
     """Colours of 16 bits, which Pillow has no mode for."""
     orientation = image.getexif().get(_ORIENTATION, 1)
     with open_input(path) as stream:
