@@ -11,7 +11,7 @@ import pytest
 
 from tessera.data.catalog import load_catalog
 from tessera.data.check import check_dataset
-from tessera.data.datasets import SegmentationDataset, open_dataset
+from tessera.data.datasets import SegmentationDataset, open_dataset, unannotated_images
 from tessera.data.kitti import convert_dataset
 from tessera.files import UserError
 from tessera.ops.kitti import kitti_row
@@ -148,3 +148,12 @@ def test_kitti_with_its_image_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     before = data_digest(spec, "raw", ("val",))
     (root / "ImageSets/val.txt").write_text("000004\n")
     assert data_digest(spec, "raw", ("val",)) != before
+
+
+def test_a_test_split_without_annotations(tmp_path: Path) -> None:
+    spec = listed(tmp_path, "000002\n")
+    content = json.loads((tmp_path / "a.json").read_text())
+    write(tmp_path / "test.json", {"images": content["images"], "categories": content["categories"]})
+    test = SplitSpec(images="images", annotations="test.json", names="list.txt")
+    found = unannotated_images(spec.model_copy(update={"test": test}), "test", str(tmp_path))
+    assert found == [(tmp_path / "images/a/000002.png", "a/000002.png", 2)]

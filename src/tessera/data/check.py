@@ -24,6 +24,7 @@ from tessera.data.reader import Findings
 from tessera.data.transforms import has_pixels, resize_target, select
 from tessera.files import UserError
 from tessera.ops.image_size import read_image_size
+from tessera.ops.images import read_image
 from tessera.spec.checks import MODES
 from tessera.spec.networks import Mode
 from tessera.spec.schema import DatasetSpec
@@ -108,7 +109,7 @@ def check_dataset(
             continue
         if split == "test" and (listed := unannotated_images(dataset, split, data_root)) is not None:
             everything.warnings["test: without annotations: its images can be inferred on, not evaluated"] = len(listed)
-            everything.errors += [f"test: {error}" for error in _unreadable([path for path, _, _ in listed])]
+            everything.errors += [f"test: {error}" for error in _unreadable([path for path, _, _ in listed], dataset)]
             images[split] = {PurePosixPath(name).name: path for path, name, _ in listed}
             splits[split] = {"images": len(listed)}
             continue
@@ -165,10 +166,10 @@ def _inspect_split(reader: SegmentationDataset, split: str, findings: Findings, 
     return totals
 
 
-def _unreadable(paths: Sequence[Path]) -> list[str]:
+def _unreadable(paths: Sequence[Path], dataset: DatasetSpec) -> list[str]:
     def fault(path: Path) -> str | None:
         try:
-            read_image(path)
+            read_image(path, dataset.value_range, dataset.max_pixels)
         except UserError as error:
             return str(error)
         return None

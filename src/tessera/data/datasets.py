@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from tessera.data.catalog import compare_names, full_catalog, require_mode, spli
 from tessera.data.coco import CocoInstances
 from tessera.data.coco_index import open_index
 from tessera.data.joined import JoinedDataset
-from tessera.data.listed import ListedImages
+from tessera.data.listed import ListedImages, listed_places
 from tessera.data.mask_pairs import MaskPairs
 from tessera.data.panoptic import CocoPanoptic
 from tessera.data.reader import Findings, SegmentationDataset
@@ -58,8 +59,13 @@ def unannotated_images(dataset: DatasetSpec, split: str, data_root: str) -> list
     findings = Findings()
     index.report((), findings)
     findings.raise_errors(str(path))
+    places: Sequence[int] = range(len(index))
+    if section.names is not None:
+        names = Path(data_root) / section.names
+        places = listed_places(names, index.file_names, findings)
+        findings.raise_errors(str(names))
     folder = Path(data_root) / section.images
-    return [(folder / name, name, identity) for name, identity in zip(index.file_names, index.image_ids, strict=True)]
+    return [(folder / index.file_names[place], index.file_names[place], index.image_ids[place]) for place in places]
 
 
 def index_dataset(

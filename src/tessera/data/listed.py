@@ -32,7 +32,7 @@ class ListedImages(SegmentationDataset):
         self.has_masks = whole.has_masks
         self.value_range, self.max_pixels = whole.value_range, whole.max_pixels
         found = Findings()
-        self._places = sorted(_find(_read(names, found), whole.file_names, found))
+        self._places = listed_places(names, whole.file_names, found)
         findings.errors += [f"{names}: {error}" for error in found.errors]
         self.image_ids = Numbers(np.array([whole.image_ids[place] for place in self._places], np.int64))
         self.file_names = Texts.of(whole.file_names[place] for place in self._places)
@@ -57,6 +57,11 @@ class ListedImages(SegmentationDataset):
 
     def nothing_to_learn(self) -> str | None:
         return self.whole.nothing_to_learn()
+
+
+def listed_places(names: Path, images: Sequence[str], findings: Findings) -> list[int]:
+    """Which of the ``images`` the lines of the file name, in their order; ``ListedImages`` says what is an error."""
+    return sorted(_find(_read(names, findings), images, findings))
 
 
 def _read(path: Path, findings: Findings) -> list[tuple[str, ...]]:
