@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,90 @@ def member(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     made = tarfile.TarInfo(name)
     made.type, made.linkname = kind, target
     return made
+
+
+def header(name: str, kind: bytes, size: int) -> bytes:
+    """That declares a size, whatever follows."""
+    made = tarfile.TarInfo(name)
+    made.type, made.size = kind, size
+    return made.tobuf(tarfile.GNU_FORMAT)
+
+
+def attributes(kind: bytes = tarfile.XHDTYPE, **values: str) -> bytes:
+    """A pax header."""
+    body = b""
+    for key, value in values.items():
+        record = f" {key.replace('_', '.')}={value}\n".encode()
+        body += str(len(record) + len(str(len(record) + 3))).encode() + record
+    return header("attributes", kind, len(body)) + body.ljust(-(-len(body) // 512) * 512, b"\0")
+
+
+HUGE = 10**14
+SPARSE_1_0 = attributes(
+    GNU_sparse_major="1", GNU_sparse_minor="0", GNU_sparse_name="a.png", GNU_sparse_realsize=str(HUGE)
+)
+BOMBS: dict[str, tuple[bytes, str]] = {
+    "sparse": (header("a.png", b"S", 512), r"member 'a\.png' is a sparse file.*pack it without --sparse"),
+    "sparse 0.1": (
+        attributes(GNU_sparse_map="0,1", GNU_sparse_size=str(HUGE)) + header("a.png", b"0", 1) + b"x".ljust(512, b"\0"),
+        r"member 'a\.png' is a sparse file",
+    ),
+    "sparse 1.0": (SPARSE_1_0 + header("a.png", b"0", 512) + b"9" * 512, r"is a sparse file"),
+    "declared": (
+        header("a.png", b"0", HUGE),
+        r"member 'a\.png' has 100000000000000 bytes, but the disk of .* has room for",
+    ),
+    "several": (
+        b"".join(header(f"{n}.png", b"0", 0) for n in range(9)) + header("a.png", b"0", HUGE),
+        r"member 'a\.png' has 100000000000000 bytes",
+    ),
+    "attributes of 16 GB": (
+        header("a", tarfile.XHDTYPE, 1 << 34),
+        r"a header of 17179869184 bytes, expected at most 1048576",
+    ),
+    "attributes for all of 16 GB": (header("a", tarfile.XGLTYPE, 1 << 34), r"a header of 17179869184 bytes"),
+    "name of 16 GB": (header("a", tarfile.GNUTYPE_LONGNAME, 1 << 34), r"a header of 17179869184 bytes"),
+    "negative": (header("a.png", b"0", -512), r"a header of -512 bytes"),
+    "negative by attribute": (
+        attributes(size="-1024") + header("a.png", b"0", 0),
+        r"cannot be unpacked \(member 'a\.png' declares -1024 bytes\)",
+    ),
+    "attributes without end": (attributes(comment="x") * 3000, r"cannot be unpacked"),
+    "attributes for all without end": (
+        b"".join(attributes(tarfile.XGLTYPE, **{f"k{n}": "x"}) + header(f"{n}.png", b"0", 0) for n in range(200)),
+        r"more than 100 attributes for all members",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_bombs_are_refused_before_they_take_room(name: str, compressed: bool, project: Path) -> None:
+    content, message = BOMBS[name]
+    content = gzip.compress(content + bytes(1024)) if compressed else content + bytes(1024)
+    (project.parent / "root/x.tar").write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=message):
+            fetch_dataset(dataset("x.tar", digest(content)), "../root", progress=False)
+        assert tracemalloc.get_traced_memory()[1] < 30_000_000
+    finally:
+        tracemalloc.stop()
+    assert leftovers(project) == [] and not (project / "data/photos/images").exists()
+
+
+def test_members_and_what_stands_behind_the_end_are_limited(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "_MOST_MEMBERS", 3)
+    monkeypatch.setattr(fetch, "_LONGEST_END", 100_000)
+    many = pack({f"{number}.png": b"x" for number in range(4)})
+    for content, message in (
+        (many, "has more members than the disk of .* can hold"),
+        (gzip.compress(pack({"a.png": b"x"}, "w") + bytes(200_000)), "more than 100000 bytes behind its end"),
+    ):
+        (project.parent / "root/x.tar.gz").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            fetch_dataset(dataset("x.tar.gz", digest(content)), "../root", progress=False)
+        assert leftovers(project) == [] and not (project / "data/photos/images").exists()
 
 
 @pytest.mark.parametrize(
@@ -290,7 +375,9 @@ def test_a_full_disk(project: Path) -> None:
     try:
         content = pack({"a.png": os.urandom(2_000_000)}, "w")
         (project.parent / "root/x.tar").write_bytes(content)
-        with pytest.raises(UserError, match=r"data/photos.*: no space left on the disk.* make room"):
+        with pytest.raises(
+            UserError, match=r"x\.tar: member 'a\.png' has 2000000 bytes, but the disk of .* has room for"
+        ):
             fetch_dataset(dataset("x.tar", digest(content)), "../root", progress=False)
         assert leftovers(project) == [] and not (small / "photos/images").exists()
     finally:

@@ -38,6 +38,14 @@ MARK = ".fetched.json"
 
 TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _PIECE = 1 << 20
+_MOST_MEMBERS = 100_000_000
+"""Of an archive, where the disk tells no limit of its own."""
+_LONGEST_HEADER = 1 << 20
+"""Bytes of a member's long name or attributes, which are read into memory as a whole."""
+_MOST_ATTRIBUTES = 100
+"""That an archive sets for all members."""
+_LONGEST_END = 1 << 26
+"""Bytes behind the end of the archive; tar fills up with a few thousand zeros."""
 
 
 def fetch_dataset(dataset: DatasetSpec, data_root: str, progress: bool = True) -> None:
@@ -156,7 +164,9 @@ def _unpack(path: Path, archive: ArchiveSpec, target: Path, bars: Progress) -> N
         if archive.address.lower().endswith(TAR):
             extract(path, folder, archive.address, bars)
         else:
-            shutil.copyfile(path, folder / PurePosixPath(archive.address).name)
+            name = PurePosixPath(archive.address).name
+            _Room(folder, archive.address).take(name, path.stat().st_size)
+            shutil.copyfile(path, folder / name)
         files, size = _extent(folder)
         if not files:
             raise UserError(f"{archive.address}: holds no file; expected at least one")
@@ -167,38 +177,113 @@ def _unpack(path: Path, archive: ArchiveSpec, target: Path, bars: Progress) -> N
 def extract(path: Path, folder: Path, address: str, bars: Progress) -> None:
     """Files and folders of a tar archive, nothing else: no links, no devices, no owners, no modes, and nothing outside ``folder``.
 
-    Raises UserError, naming the member, and for an archive that is cut off or damaged. Memory does not grow with the number of members.
+    Raises UserError, naming the member, and for an archive that is cut off or damaged, and before the first byte of what the disk has no room
+    for by the size that it declares. Memory does not grow with the number of members.
     """
+    room = _Room(folder, address)
     task = bars.add_task(f"unpack {address}", total=path.stat().st_size)
     try:
         with path.open("rb") as stream, tarfile.open(fileobj=stream, mode="r:*", tarinfo=_Member) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every member for a second look, which nobody takes
+                if len(tar.pax_headers) > _MOST_ATTRIBUTES:
+                    raise _BombError(f"more than {_MOST_ATTRIBUTES} attributes for all members")
+                if member.issparse():
+                    raise _BombError(_sparse(member.name))
+                room.take(member.name, member.size if member.isreg() else 0)
                 _extract_member(tar, member, folder, address)
                 bars.update(task, completed=stream.tell())
             # The checksum of what is compressed stands after the end of the tar archive.
-            while tar.fileobj is not None and tar.fileobj.read(_PIECE):
-                pass
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError) as error:
+            behind = 0
+            while tar.fileobj is not None and (piece := tar.fileobj.read(_PIECE)):
+                behind += len(piece)
+                if behind > _LONGEST_END:
+                    raise _BombError(f"more than {_LONGEST_END} bytes behind its end")
+    except (
+        tarfile.TarError,
+        EOFError,
+        zlib.error,
+        lzma.LZMAError,
+        OSError,
+        ValueError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise
-        reason = str(error).partition("\n")[0]
+        reason = (
+            "it needs more memory than there is" if isinstance(error, MemoryError) else str(error).partition("\n")[0]
+        )
         raise UserError(
             f"{address}: cannot be unpacked ({reason}); expected a whole tar archive, plain or compressed"
         ) from None
 
 
+class _BombError(ValueError):
+    """Of what would take more than it should. tarfile, which tries one compression after the other, passes over errors of its own."""
+
+
+class _Room:
+    """What the disk can still take, by what the members declare."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        status = os.statvfs(folder)
+        self._address, self._folder = address, folder
+        self._bytes = status.f_bavail * status.f_frsize
+        self._members = min(status.f_favail, _MOST_MEMBERS) if status.f_files else _MOST_MEMBERS
+
+    def take(self, name: str, size: int) -> None:
+        if size < 0:
+            raise _BombError(f"member {name!r} declares {size} bytes")
+        if size > self._bytes:
+            raise UserError(
+                f"{self._address}: member {name!r} has {size} bytes, but the disk of {self._folder.parent} has room for {self._bytes} more; "
+                "make room there, or look whether the archive is what it should be"
+            )
+        if not self._members:
+            raise UserError(
+                f"{self._address}: has more members than the disk of {self._folder.parent} can hold; is the archive what it should be?"
+            )
+        self._bytes -= size
+        self._members -= 1
+
+
 class _Member(tarfile.TarInfo):
-    """Tells the end of an archive, a block of zeros, from one that is cut off or damaged: tarfile ends at either without an error."""
+    """Tells the end of an archive, a block of zeros, from one that is cut off or damaged: tarfile ends at either without an error.
+
+    Refuses what tarfile would read into memory as a whole before anybody sees the member.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
         try:
-            return super().frombuf(buf, encoding, errors)
+            found = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             if buf == bytes(tarfile.BLOCKSIZE):
                 raise
             raise tarfile.ReadError(f"{error}, where a member or the end should be") from None
+        if found.type == tarfile.GNUTYPE_SPARSE:
+            raise _BombError(_sparse(found.name))
+        if found.size < 0 or (found.type in _HEADERS and found.size > _LONGEST_HEADER):
+            raise _BombError(f"a header of {found.size} bytes, expected at most {_LONGEST_HEADER}")
+        return found
+
+    def _proc_gnusparse_10(self, next: tarfile.TarInfo, *_: object) -> None:
+        """The map of holes, of any length, stands where the content should."""
+        raise _BombError(_sparse(next.name))
+
+
+_HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
+
+
+def _sparse(name: str) -> str:
+    return f"member {name!r} is a sparse file, which a few bytes make as large as they like; pack it without --sparse"
 
 
 def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path, address: str) -> None:
