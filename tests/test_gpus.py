@@ -153,3 +153,10 @@ def test_a_number_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_named_ones_first_then_the_lowest(wanted: int, ids: list[int], available: int, expected: list[int]) -> None:
     assert gpus.choose(wanted, ids, available) == expected
+
+
+def test_a_lock_of_a_gpu_is_no_link(start, tmp_path: Path) -> None:
+    (tmp_path / "tessera-gpu-0.lock").symlink_to(tmp_path / "elsewhere")
+    stage = start()
+    assert "tessera-gpu-0.lock: is a link, expected a lock file or nothing; remove it" in stage.communicate()[1]
+    assert not (tmp_path / "elsewhere").exists()

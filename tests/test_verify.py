@@ -13,7 +13,7 @@ import yaml
 
 from tessera import provenance
 from tessera.evaluation.statistics import Statistics, as_columns, read_statistics, write_statistics
-from tessera.files import UserError, digest_file, write_json
+from tessera.files import UserError, atomic_path, digest_file, write_json
 from tessera.provenance import digests, sealed
 from tessera.reporting.compare import compare
 from tessera.reporting.metrics import write_metrics
@@ -350,6 +350,10 @@ def test_a_folder_may_lie_elsewhere(root: Path) -> None:
     (root / FOLDER).rename(scratch)
     (root / FOLDER).symlink_to(scratch)
     assert broken(root, NAME) == [] and len(findings(root, NAME)) > 5
+    scratch.rename(root / "gone")
+    assert broken(root)[0].startswith(f"{NAME}: is a link to {scratch}, where nothing is")
+    with pytest.raises(UserError, match=f"{NAME}: is a link to .*scratch, where nothing is; expected"):
+        findings(root, NAME)
 
 
 def warnings(root: Path) -> str:
@@ -368,6 +372,40 @@ def test_reasons_to_be_careful_are_warnings(root: Path) -> None:
     assert f"train.json: made at commit {'0' * 40}, the checkout is at {provenance.commit()}" in said
     (line,) = [line for line in said.splitlines() if "tessera.lock" in line and NAME in line]
     assert "made with torch 2.11.0+cpu, envs/tessera.lock has 2.12.1" in line and "train.json" not in line
+
+
+def test_what_a_killed_process_left_is_a_warning(root: Path) -> None:
+    """What a living one writes is nobody's business."""
+    with atomic_path(root / FOLDER / "model.pth") as living:
+        assert "model.pth.tessera" not in warnings(root) and "half-written" not in warnings(root)
+    here = living.name.removeprefix(".model.tessera-").removesuffix(".pth")  # this machine's name for itself is in it
+    left = [
+        root / FOLDER / f".model.tessera-{here}.onnx",
+        root / FOLDER / f".inference.tessera-{here}/overlays/a.png",
+        root / f"results/tables/.t.tessera-{here}.md",
+        root / f"results/.metrics.tessera-{here}.csv",
+    ]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    left[1] = left[1].parents[1]
+    said = warnings(root)
+    for path in left:
+        assert (
+            f"{path}: a killed process left it half-written; the next stage that writes in its folder removes it"
+            in said
+        )
+    assert said.count("half-written") == 4 and "no record" not in said
+    write_json(root / FOLDER / "notes.json", {})
+    assert [path.exists() for path in left] == [False, False, True, True]
+
+
+def test_hidden_files_of_nobody_are_named(root: Path) -> None:
+    (root / FOLDER / ".model.i664hdp7.onnx").touch()
+    (root / FOLDER / ".snakemake_timestamp").touch()
+    assert "no record speaks of .model.i664hdp7.onnx" in [
+        line.partition(": ")[2] for line in warnings(root).splitlines()
+    ]
 
 
 def test_a_lock_has_one_version_for_each_python(tmp_path: Path) -> None:

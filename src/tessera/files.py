@@ -300,7 +300,7 @@ def require_file(path: Path, expected: str) -> None:
     try:
         open_input(path).close()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected {expected}") from None
+        raise UserError(f"{missing(path)}; expected {expected}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, expected {expected}") from None
     except OSError as error:

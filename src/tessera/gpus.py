@@ -6,6 +6,7 @@ that outlive a killed one keep it for the seconds until they notice. Known witho
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import os
@@ -109,7 +110,11 @@ def _lock(name: str) -> int | None:
         handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     except FileExistsError:
         # Without O_CREAT: the kernel refuses it for another user's file in /tmp.
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            reason = "is a link" if error.errno == errno.ELOOP else f"cannot be opened ({error.strerror})"
+            raise UserError(f"{path}: {reason}, expected a lock file or nothing; remove it") from None
     finally:
         os.umask(mask)
     try:

@@ -1,3 +1,4 @@
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -143,3 +144,59 @@ def test_outputs_keep_the_order_and_names_of_the_graph(tmp_path):
     predictor = load_predictor(save_graph(tmp_path, make_graph()), device="cpu")
     found = predictor.outputs({"images": torch.zeros(1, 3, 32, 32)})
     assert list(found) == ["pred_logits", "pred_masks"]
+
+
+def without_masks(graph):
+    del graph.graph.output[1]
+
+
+def with_one_class_more(graph):
+    (bias,) = [value for value in graph.graph.initializer if value.name == "class_bias"]
+    (weight,) = [value for value in graph.graph.initializer if value.name == "class_weight"]
+    (shape,) = [value for value in graph.graph.initializer if value.name == "shape"]
+    wide = onnx.numpy_helper.to_array(weight)
+    queries, classes = onnx.numpy_helper.to_array(shape)[1:]
+    more = [np.zeros((*value.shape[:-1], queries), np.float32) for value in (wide, onnx.numpy_helper.to_array(bias))]
+    for tensor, extra in zip((weight, bias), more, strict=True):
+        tensor.CopyFrom(
+            onnx.numpy_helper.from_array(np.concatenate([onnx.numpy_helper.to_array(tensor), extra], -1), tensor.name)
+        )
+    shape.CopyFrom(onnx.numpy_helper.from_array(np.array([-1, queries, classes + 1]), "shape"))
+    graph.graph.output[0].type.tensor_type.shape.dim[2].dim_value = classes + 1
+
+
+def with_flat_masks(graph):
+    graph.graph.node.append(onnx.helper.make_node("Flatten", ["wide_masks"], ["pred_masks"]))
+    graph.graph.node[3].output[0] = "wide_masks"
+    del graph.graph.output[1].type.tensor_type.shape.dim[2:]
+
+
+def that_cannot_run(graph):
+    graph.graph.node.append(onnx.helper.make_node("Reshape", ["flat", "five"], ["pred_logits"]))
+    del graph.graph.node[7]
+    graph.graph.initializer.append(onnx.numpy_helper.from_array(np.array([-1, 5, 7]), "five"))
+    graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 5
+    graph.graph.output[0].type.tensor_type.shape.dim[2].dim_value = 7
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            without_masks,
+            r"not the mask2former of its header: pred_masks is not among its outputs pred_logits, expected \(1, any, any, any\)",
+        ),
+        (with_one_class_more, r"pred_logits is of shape \(1, 6, 5\), expected \(1, any, 4\)"),
+        (with_flat_masks, r"pred_masks is of shape \(1, \d+\), expected \(1, any, any, any\)"),
+        (
+            that_cannot_run,
+            r"model\.onnx: ONNX Runtime cannot execute it for images \(1, 3, \d+, \d+\) \(.*\); if it is not",
+        ),
+    ],
+)
+def test_a_graph_of_another_network_under_our_header_is_refused(tmp_path, change, said):
+    graph = make_graph()
+    change(graph)
+    predictor = load_predictor(save_graph(tmp_path, graph), device="cpu")
+    with pytest.raises(UserError, match=said):
+        predictor.predict(PICTURES[0])

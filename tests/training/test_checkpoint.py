@@ -53,6 +53,11 @@ def test_latest_may_be_the_damaged_one(tmp_path, capsys):
     (tmp_path / "model_epoch_001.pth").unlink()
     assert folder.newest(100) is None
     assert "starting afresh" in capsys.readouterr().err
+    folder.latest.unlink()
+    assert folder.is_empty()
+    folder.latest.symlink_to(tmp_path / "scratch")
+    assert not folder.is_empty() and folder.newest(100) is None
+    assert "tiny_latest.pth: is a link to" in (said := capsys.readouterr().err) and "starting afresh" in said
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator
@@ -110,8 +111,13 @@ def test_snakemake_killed(project: Project, signum: int, group: bool) -> None:
 
 def test_snakemake_terminated(project: Project) -> None:
     """It waits for the running job, starts no other, and leaves no lock."""
+    old = project.root / ".snakemake/planned/elsewhere-7.json"  # of a Snakemake that was killed long ago
+    old.parent.mkdir(parents=True)
+    old.write_text("{}")
+    os.utime(old, (0, 0))
     running = project.start(TARGET, wait="train")
     wait_until(lambda: "train" in verbs(project))
+    assert not old.exists()
     os.kill(running.pid, signal.SIGTERM)
     time.sleep(0.5)
     (project.root / "go").touch()
@@ -395,6 +401,33 @@ def test_disk_full_while_writing_an_evaluation(tmp_path: Path) -> None:
             write_json(path, {"PQ": 0.6, "rows": ["x" * 1000] * 100})
         assert [entry.name for entry in path.parent.iterdir()] == ["eval.json"]
         assert json.loads(path.read_text()) == {"PQ": 0.5}
+
+
+DRAW = """
+import sys
+from pathlib import Path
+import numpy as np
+from matplotlib.figure import Figure
+from tessera.files import UserError
+from tessera.reporting.style import save
+figure = Figure()
+figure.add_subplot().imshow(np.random.default_rng(0).random((300, 300)))
+for name in ("curves.png", "curves.pdf"):
+    try:
+        save(figure, Path(sys.argv[1]) / name)
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_disk_full_while_drawing_figures(tmp_path: Path) -> None:
+    """Nor does matplotlib's open file leave a traceback when it is closed at last."""
+    disk = tmp_path / "disk"
+    with tmpfs(disk, "size=16k"):
+        done = subprocess.run([sys.executable, "-c", DRAW, str(disk)], capture_output=True, text=True, check=True)
+        assert done.stderr == ""
+        assert done.stdout.count("cannot be written: no space left on the disk") == 2
+        assert not list(disk.iterdir())
 
 
 def test_loader_process_killed(root: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

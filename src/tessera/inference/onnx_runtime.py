@@ -43,6 +43,7 @@ class OnnxPredictor(Predictor):
         fixed_size = None if height is None or width is None else (height, width)
         super().__init__(header, postprocess, [entry.name for entry in inputs], fixed_size, batch)
         self._session = session
+        self._path = path
         self._types = {entry.name: _TYPES[entry.type] for entry in inputs}
         self._fixed_batch = batch
         self._names = [entry.name for entry in session.get_outputs()]
@@ -55,9 +56,8 @@ class OnnxPredictor(Predictor):
         try:
             session = onnxruntime.InferenceSession(path, options, providers=_providers(device, path))
         except Exception as error:  # ONNX Runtime raises its own classes, without a common base, for every damage
-            reason = " ".join(str(error).split())[:300]
             raise UserError(
-                f"{path}: ONNX Runtime cannot load it ({reason}). Expected a graph that `tessera export` wrote with "
+                f"{path}: ONNX Runtime cannot load it ({_reason(error)}). Expected a graph that `tessera export` wrote with "
                 "export.on_cpu=true; if it is cut off, export again"
             ) from None
         text = session.get_modelmeta().custom_metadata_map.get(PROPERTY)
@@ -80,8 +80,19 @@ class OnnxPredictor(Predictor):
             if missing:
                 array = np.concatenate([array, np.repeat(array[-1:], missing, 0)])
             arrays[name] = np.ascontiguousarray(array, self._types[name])
-        values = self._session.run(self._names, arrays)
+        try:
+            values = self._session.run(self._names, arrays)
+        except Exception as error:  # as in ``load``
+            shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+            raise UserError(
+                f"{self._path}: ONNX Runtime cannot execute it for {shapes} ({_reason(error)}); if it is not what `tessera export` wrote, "
+                "export again"
+            ) from None
         return {name: torch.from_numpy(value[:count]) for name, value in zip(self._names, values, strict=True)}
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def _providers(device: str, path: Path) -> list[Any]:

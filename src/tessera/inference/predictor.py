@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tessera.files import UserError
 from tessera.inference.sources import ImageSource, is_many, open_source
-from tessera.models import task_input, tasks
+from tessera.models import output_shapes, task_input, tasks
 from tessera.models.base import Postprocess
 from tessera.ops.images import input_size, make_batch, padded_size
 from tessera.provenance import Header
@@ -45,6 +45,7 @@ class Predictor(ABC):
         self.precision = header.precision
         self.postprocess = postprocess
         self.input_names = tuple(input_names)
+        self._shapes = output_shapes(header.spec.model, header.catalog)
         self.tasks = tasks(header.spec.model)
         """What the network is asked for every image, in order; (None,) where it is not told anything."""
         self.mode: Mode = header.spec.model.mode
@@ -70,9 +71,27 @@ class Predictor(ABC):
             inputs["task"] = task_input(self.header.spec.model, task).expand(len(images), -1)
         return self.outputs({name: inputs[name] for name in self.input_names})
 
-    def _require_finite(self, outputs: dict[str, Tensor], metas: Sequence[ImageMeta]) -> None:
-        """Raises UserError naming an image whose outputs (B, ...) are not: of NaN, thresholds and argmax would make answers, only worse."""
-        for name, values in outputs.items():
+    def _require_shapes(self, outputs: dict[str, Tensor], count: int) -> None:
+        """Raises UserError where another network stands under this header: its answers would be read as something else."""
+        for name, shape in self._shapes.items():
+            found = tuple(outputs[name].shape) if name in outputs else ()
+            wanted = (count, *shape)
+            if len(found) != len(wanted) or any(
+                side not in (None, here) for side, here in zip(wanted, found, strict=True)
+            ):
+                expected = ", ".join("any" if side is None else str(side) for side in wanted)
+                there = f"is of shape {found}" if name in outputs else f"is not among its outputs {', '.join(outputs)}"
+                raise UserError(
+                    f"{self.header.experiment}: the {self.runtime} model is not the {self.header.spec.model.name} of its header: {name} {there}, "
+                    f"expected ({expected}); make the file again"
+                )
+
+    def _require_sound(self, outputs: dict[str, Tensor], metas: Sequence[ImageMeta]) -> None:
+        """Raises UserError where outputs are not the network's, or naming an image where they are not finite: of NaN, thresholds and argmax
+        would make answers, only worse."""
+        self._require_shapes(outputs, len(metas))
+        for name in self._shapes:
+            values = outputs[name]
             low, high = values.flatten(1).aminmax(
                 dim=1
             )  # NaN passes on; unlike isfinite it needs no copy of large outputs
@@ -101,7 +120,7 @@ class Predictor(ABC):
             answers = []
             for task in self.tasks:
                 outputs = self.ask(batch.images[part], batch.padding[part], task)
-                self._require_finite(outputs, metas)
+                self._require_sound(outputs, metas)
                 answers.append([_to_cpu(answer) for answer in self.postprocess(outputs, metas, size, task)])
             found += [merge_parts(parts) for parts in zip(*answers, strict=True)]
         return found

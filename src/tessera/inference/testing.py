@@ -124,7 +124,7 @@ class ViewsPredictor(Predictor):
         (task,) = self.tasks
         images, padding = pad_and_stack(views, size, self.header.spec.model.pixel_mean)
         outputs = self.inner.ask(images, padding, task)
-        self._require_finite(outputs, metas)
+        self._require_sound(outputs, metas)
         return self.scoring.scores(outputs, metas, size, task)
 
 

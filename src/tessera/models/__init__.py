@@ -27,6 +27,21 @@ POSTPROCESS: dict[str, Callable[[Any, ClassCatalog, PostprocessSpec], Postproces
     "oneformer": oneformer.build_postprocess,
 }
 
+Shapes = dict[str, tuple[int | None, ...]]
+
+
+def _mask_shapes(classes: int) -> Shapes:
+    return {"pred_logits": (None, classes + 1), "pred_masks": (None, None, None)}
+
+
+OUTPUTS: dict[str, Callable[[int], Shapes]] = {
+    "deformable_detr": lambda classes: {"pred_logits": (None, classes), "pred_boxes": (None, 4)},
+    "encoder_decoder": lambda classes: {"logits": (classes, None, None)},
+    "mask2former": _mask_shapes,
+    "oneformer": _mask_shapes,
+}
+"""What post-processing reads of a network's outputs, by the number of classes: shapes behind the batch, None where any will do."""
+
 TASKS: dict[str, Callable[[Any], tuple[str, ...]]] = {"oneformer": oneformer.tasks}
 """Families whose network is told what to do: the tasks that an evaluation asks one after the other."""
 
@@ -52,6 +67,10 @@ def build_model(
 def build_postprocess(spec: ModelSpec, catalog: ClassCatalog, postprocess: PostprocessSpec) -> Postprocess:
     """The post-processing of ``build_model`` alone, for runtimes that execute an exported network."""
     return POSTPROCESS[spec.name](spec, catalog, postprocess)
+
+
+def output_shapes(spec: ModelSpec, catalog: ClassCatalog) -> Shapes:
+    return OUTPUTS[spec.name](len(catalog))
 
 
 def tasks(spec: ModelSpec) -> tuple[str | None, ...]:

@@ -16,7 +16,7 @@ from packaging.requirements import Requirement
 
 from tessera import provenance
 from tessera.evaluation.statistics import read_statistics
-from tessera.files import UserError, digest_file, read_json
+from tessera.files import TEMPORARY, UserError, digest_file, is_abandoned, missing, read_json, temporaries
 from tessera.reporting.metrics import make_metrics
 from tessera.reporting.statistics import disagreements
 from tessera.spec.compose import Grid
@@ -30,6 +30,9 @@ from tessera.spec.planning import (
     statistics_file,
     table_lineage,
 )
+
+HIDDEN = (".DS_Store", ".gitignore", ".gitkeep", ".snakemake_timestamp")
+"""Files that other tools keep beside results."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,17 @@ def records(testings: Iterable[str]) -> dict[str, Record]:
 def verify(grid: Grid, path: Path, results: Path) -> Iterator[Finding]:
     """Of one folder in ``results`` (an experiment's, ``tables``, ``figures``), or of all of them. Raises UserError for any other path."""
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; expected {results} or a folder in it, such as {results}/<experiment>")
+        raise UserError(
+            f"{missing(path, 'folder')}; expected {results} or a folder in it, such as {results}/<experiment>"
+        )
     if path.resolve() == results.resolve():
         folders = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         if not folders:
             raise UserError(f"{path}: holds no results; nothing to verify")
+        yield from _litter(path, deep=False)
+        for entry in sorted(path.iterdir()):
+            if entry.is_symlink() and not entry.exists():
+                yield Finding("broken", entry, f"is a link to {entry.readlink()}, where nothing is")
         yield from _verify_flat_metrics(grid, results)
     elif path.parent.resolve() == results.resolve():
         folders = [path]
@@ -255,12 +264,26 @@ def _verify_metrics(path: Path, document: Mapping[str, Any]) -> Iterator[Finding
         yield Finding("holds", path, f"{len(written)} metrics made again from {statistics_file(path).name}")
 
 
+def _litter(folder: Path, deep: bool = True) -> Iterator[Finding]:
+    """What processes were writing when they were killed; what living ones write is not their business."""
+    for place in [folder, *(sorted(path for path in folder.rglob("*") if path.is_dir()) if deep else ())]:
+        for path in temporaries(place):
+            if is_abandoned(path):
+                text = "a killed process left it half-written; the next stage that writes in its folder removes it"
+                yield Finding("warning", path, text)
+
+
 def _strangers(folder: Path, found: Mapping[Path, Mapping[str, Any]]) -> Iterator[Finding]:
     """Files that no record names: nothing can be said of them."""
+    yield from _litter(folder)
     named = {path.resolve() for path in found}
     named |= {(path.parent / name).resolve() for path, document in found.items() for name in document["outputs"]}
     unknown = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.resolve() not in named]
-    shown = [path for path in unknown if not path.name.startswith(".")]
+    shown = [
+        path
+        for path in unknown
+        if path.name not in HIDDEN and not any(TEMPORARY.fullmatch(part) for part in path.relative_to(folder).parts)
+    ]
     if shown:
         names = ", ".join(path.relative_to(folder).as_posix() for path in shown[:6])
         more = f" and {len(shown) - 6} more" if len(shown) > 6 else ""

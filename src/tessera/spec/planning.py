@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
 import re
 import shlex
 import socket
+import time
 from base64 import urlsafe_b64encode
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -53,6 +55,8 @@ PLANNED_FILE = "TESSERA_PLANNED"
 """Environment variable: the file with what was planned, for jobs that Snakemake starts through a Snakemake of their own."""
 PLANS = Path(".snakemake/planned")
 """Holds one such file for each Snakemake that runs."""
+PLANS_DAYS = 30
+"""So long a job may wait in a queue after its Snakemake was killed."""
 
 READ_DATA = ("train", *(verb for verb, stage in STAGES.items() if stage.reads_split))
 """Stages that open the dataset."""
@@ -236,7 +240,11 @@ class Plan:
 
     def remember(self, options: Mapping[str, str]) -> None:
         """For ``planned_options`` of the processes that this one starts, elsewhere and maybe much later: what is configured by then must not
-        pass for what was planned. Until ``forget``; where this process is killed the file stays for the jobs that go on."""
+        pass for what was planned. Until ``forget``; where this process is killed the file stays for the jobs that go on, for ``PLANS_DAYS``."""
+        for left in PLANS.glob("*.json"):
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > PLANS_DAYS * 86400:
+                    left.unlink()
         path = PLANS.resolve() / f"{socket.gethostname()}-{os.getpid()}.json"
         write_json(path, options)
         os.environ[PLANNED_FILE] = str(path)

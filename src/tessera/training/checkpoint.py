@@ -66,7 +66,7 @@ class Folder:
 
     def is_empty(self) -> bool:
         """Of checkpoints to continue from, whole or not."""
-        return not self.latest.exists() and not self.named()
+        return not os.path.lexists(self.latest) and not self.named()
 
     def newest(
         self, last_step: int, origin: str | None = None, quiet: bool = False, network: nn.Module | None = None
@@ -80,7 +80,7 @@ class Folder:
         skipped: list[str] = []
         for path in (self.latest, *self.named()):
             if path == self.latest:
-                if not path.exists():
+                if not os.path.lexists(path):  # a link to nowhere is told
                     continue
             elif (step := self._step(path)) > last_step or (best is not None and step <= best["state"]["step"]):
                 continue
