@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tessera import gpus
-from tessera.files import UserError, digest_file, read_json, workflow_command, write_json
+from tessera.files import UserError, digest_file, missing, read_json, workflow_command, write_json
 from tessera.provenance import OtherSpecError, digests, sealed
 from tessera.spec import planning
 from tessera.spec.lineage import RUNTIMES, lineage, lineage_digest
@@ -209,7 +209,7 @@ def _require_model(job: Job) -> None:
     if job.checkpoint is None:
         return
     if not job.checkpoint.is_file():
-        raise UserError(f"--checkpoint {job.checkpoint}: no such file")
+        raise UserError(f"--checkpoint {missing(job.checkpoint)}")
     if job.checkpoint.suffix != SUFFIXES[job.runtime]:
         raise UserError(
             f"--checkpoint {job.checkpoint}: expected a name that ends in {SUFFIXES[job.runtime]}, which --runtime {job.runtime} executes"
@@ -375,7 +375,7 @@ def _predictor(job: Job, device: str, testing: ViewsSpec | None = None) -> tuple
     precision = "fp32" if job.runtime == "torch" else job.precision
     stage = {"torch": "train", "onnx": "export" if precision == "fp32" else "precision", "trt": "engine"}[job.runtime]
     if not path.exists():
-        raise UserError(f"{path}: no such file; make it with `{workflow_command(path, data_root=spec.data_root)}`")
+        raise UserError(f"{missing(path)}; make it with `{workflow_command(path, data_root=spec.data_root)}`")
     predictor = load_predictor(path, spec.postprocess, device, testing or spec.testing)
     expected = lineage(spec, stage, precision=precision)
     if job.checkpoint is not None:
@@ -415,7 +415,7 @@ def infer_files(
             )
     require_replaceable(out)
     if not model.exists() and model.is_relative_to(RESULTS):
-        raise UserError(f"{model}: no such file; make it with `{workflow_command(model)}`")
+        raise UserError(f"{missing(model)}; make it with `{workflow_command(model)}`")
     runtime = next((runtime for runtime, suffix in SUFFIXES.items() if suffix == model.suffix), "torch")
     if runtime != "onnx":
         gpus.hold()

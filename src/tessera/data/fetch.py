@@ -22,6 +22,7 @@ from tessera.files import (
     atomic_folder,
     digest_file,
     digest_text,
+    missing,
     only_process,
     read_json,
     remove_abandoned,
@@ -134,7 +135,7 @@ def _acquire(archive: ArchiveSpec, downloads: Path, data_root: str, bars: Progre
         path = Path(data_root) / address
         if not path.is_file():
             raise UserError(
-                f"{path}: no such file; put the archive there, or name the folder that holds {address} as the data root"
+                f"{missing(path)}; put the archive there, or name the folder that holds {address} as the data root"
             )
         address, found = str(path), digest_file(path)
     else:

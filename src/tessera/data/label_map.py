@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tessera.files import UserError, is_text, raise_all, read_json, read_text
+from tessera.files import UserError, is_text, missing, raise_all, read_json, read_text
 from tessera.structures import Category, ClassCatalog
 
 
@@ -26,7 +26,7 @@ def _class_map(path: Path) -> list[dict[str, Any]]:
     try:
         lines = read_text(path).splitlines()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a class map with one name a line") from None
+        raise UserError(f"{missing(path)}; expected a class map with one name a line") from None
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: is not a text file ({error}); expected a class map with one name a line") from None
     for number, line in enumerate(lines, 1):

@@ -23,7 +23,7 @@ from tessera.data.reader import (
     report_repeated,
     require_lossless,
 )
-from tessera.files import UserError, read_text
+from tessera.files import UserError, missing, read_text
 from tessera.ops.image_size import open_image
 from tessera.spec.schema import MAX_PIXELS
 from tessera.structures import IGNORE, ClassCatalog, Target
@@ -106,7 +106,7 @@ def _pairs(path: Path, findings: Findings) -> list[tuple[str, str]]:
         lines = read_text(path).split("\n")
     except FileNotFoundError:
         raise UserError(
-            f"{path}: no such file; expected JSONL with `img` and `segm` on each line (split.annotations)"
+            f"{missing(path)}; expected JSONL with `img` and `segm` on each line (split.annotations)"
         ) from None
     except (UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: is not a text file ({error}); expected JSONL with `img` and `segm`") from None

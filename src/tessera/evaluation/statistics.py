@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from tessera.files import UserError, canonical_json, open_input, workflow_command, write_bytes
+from tessera.files import UserError, canonical_json, missing, open_input, workflow_command, write_bytes
 from tessera.spec.schema import EvaluateSpec
 
 FORMAT = 2
@@ -169,7 +169,7 @@ def reading_compressed(path: Path, what: str, version: int, data_root: str = "da
         yield document
     except FileNotFoundError:
         command = workflow_command(path, data_root=data_root)
-        raise UserError(f"{path}: no such file; evaluate writes it: `{command}`") from None
+        raise UserError(f"{missing(path)}; evaluate writes it: `{command}`") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); {again}") from None
     except (

@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from tessera.files import UserError, open_input
+from tessera.files import UserError, missing, open_input
 from tessera.spec.schema import MAX_PIXELS
 
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # ``max_pixels`` decides
@@ -68,7 +68,7 @@ def open_image(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[ImageFile]:
     try:
         stream = open_input(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected an image") from None
+        raise UserError(f"{missing(path)}; expected an image") from None
     except OSError as error:
         raise UserError(f"{path}: is not a readable image ({error.strerror})") from None
     with stream:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tessera.files import UserError, read_json, workflow_command
+from tessera.files import UserError, missing, read_json, workflow_command
 from tessera.provenance import seal_holds
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import differences, lineage
@@ -164,7 +164,7 @@ def advice(path: Path, data_root: str) -> str:
 def _read_sealed(path: Path, data_root: str) -> dict[str, Any]:
     """Raises UserError for anything but a record as a stage left it."""
     if not path.exists():
-        raise UserError(f"{path}: no such file; make it with `{workflow_command(path, data_root=data_root)}`")
+        raise UserError(f"{missing(path)}; make it with `{workflow_command(path, data_root=data_root)}`")
     document = read_json(path)
     if not isinstance(document, dict) or "seal" not in document:
         problem = "carries no seal, because an older version wrote it or by hand"

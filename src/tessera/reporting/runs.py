@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from tessera.files import UserError, workflow_command
+from tessera.files import UserError, missing, workflow_command
 from tessera.reporting.collect import Evaluation, RowName, advice, collect, read_document, rows_of
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import lineage
@@ -75,15 +75,15 @@ def read_curves(path: Path, data_root: str = "data") -> pd.DataFrame:
         curves = pd.read_csv(path)
         curves = curves.astype(float)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; make it with `{workflow_command(path, data_root=data_root)}`") from None
+        raise UserError(f"{missing(path)}; make it with `{workflow_command(path, data_root=data_root)}`") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected what the stage train writes") from None
     except (ValueError, pd.errors.ParserError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path}: is no table of numbers ({reason}); {advice(path, data_root)}") from None
-    missing = [name for name in ("epoch", "step") if name not in curves]
-    if missing:
-        raise UserError(f"{path}: has no column {', '.join(missing)}; {advice(path, data_root)}")
+    lacking = [name for name in ("epoch", "step") if name not in curves]
+    if lacking:
+        raise UserError(f"{path}: has no column {', '.join(lacking)}; {advice(path, data_root)}")
     ended = curves[curves["train_loss"].notna()] if "train_loss" in curves else curves.iloc[:0]
     if len(ended):
         last = ended.iloc[-1]

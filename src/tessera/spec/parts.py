@@ -23,7 +23,7 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.scanner import Scanner
 
-from tessera.files import UserError, is_text, read_text
+from tessera.files import UserError, is_text, missing, read_text
 
 MAX_BYTES = 1_000_000
 """Of a file: some 25,000 names of experiments, which take 3 seconds."""
@@ -69,7 +69,7 @@ def read_mapping(path: Path, twice_read: bool = False) -> dict[str, Any]:
             raise UserError(f"{path}: has {path.stat().st_size} bytes, expected a YAML file of at most {MAX_BYTES}")
         text = read_text(path)
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
+        raise UserError(missing(path)) from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, expected a YAML file") from None
     except UnicodeDecodeError as error:
