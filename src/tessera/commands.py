@@ -326,6 +326,7 @@ def _evaluate(job: Job) -> None:
         precision=job.precision,
         testing=job.testing,
         lineage=lineage(spec, "evaluate", job.runtime, job.precision) | origin,
+        input_size=predictor.input_size,
     )
     write_json(job.record, sealed(document, inputs, job.digests(predictions, statistics)))
     print(evaluation.summary(), flush=True)

@@ -212,7 +212,7 @@ def test_eval_json_has_one_schema_and_no_nan():
                 "runtime",
                 "precision",
             ),
-            *("images", "metrics", "per_class", "remarks", "seconds", "lineage", "facts"),
+            *("images", "metrics", "per_class", "input", "remarks", "seconds", "lineage", "facts"),
         ]
         assert "5 images" in evaluation.summary()
 

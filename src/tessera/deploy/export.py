@@ -1,4 +1,4 @@
-"""From model.pth to model.onnx by PyTorch's own exporter. Needs no dataset.
+"""From model.pth to model.onnx by PyTorch's own exporter. Of the dataset, the sizes of images are read where the spec does not say the graph's.
 
 The graph's inputs are the network's ``input_names``: ``images`` (B, 3, H, W) float32 RGB in [0, 1], normalised inside, and of the
 families that read them ``padding`` and ``task``. Its outputs are the network's, by name and in order. Post-processing stays outside.
@@ -20,6 +20,7 @@ import torch
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 from torch import Tensor, nn
 
+from tessera.data.datasets import open_dataset
 from tessera.deploy.graph import read_header, write_graph
 from tessera.files import UserError
 from tessera.inference.trt_library import PLUGIN
@@ -28,11 +29,19 @@ from tessera.models.artifact import load_model
 from tessera.models.base import Network
 from tessera.models.common.attention import DeformableAttention
 from tessera.ops.deformable import multi_scale_deformable_gather, multi_scale_deformable_sample
+from tessera.ops.images import input_size, padded_size, scaled_down
 from tessera.provenance import Header
 from tessera.spec.lineage import lineage
 from tessera.spec.schema import ExportSpec, Spec
+from tessera.structures import ClassCatalog
 
 __all__ = ["export", "read_header", "to_onnx"]
+
+TRACED = 256
+"""Pixels of a side that stays free and that the spec does not give."""
+
+MOST = 0.95
+"""Share of the images that a graph is compared with which is much larger for the sake of the rest."""
 
 LARGEST = 2**31 - 2**26
 """Bytes of weights that one ONNX file can hold: protobuf's limit of 2 GiB less room for the graph."""
@@ -55,9 +64,11 @@ def export(model_path: Path, onnx_path: Path, spec: Spec, experiment: str, own: 
             "exported. Choose a smaller one"
         )
     started = time.monotonic()
-    _say(f"export: tracing {experiment} for {_describe(spec.export)}")
+    settings = with_size(spec, trained.catalog)
+    _say(f"export: tracing {experiment} for {_describe(settings)}")
+    _warn_of_scaling(spec, settings, trained.catalog)
     try:
-        graph = to_onnx(model.network, spec.export, _task(model.network, spec))
+        graph = to_onnx(model.network, settings, _task(model.network, spec))
     except torch.onnx.OnnxExporterError as error:
         advice = (
             "set export.dynamic_size=false"
@@ -78,9 +89,68 @@ def export(model_path: Path, onnx_path: Path, spec: Spec, experiment: str, own: 
         "bytes": onnx_path.stat().st_size,
         "operators": len(graph.graph.node),
         "opset": spec.export.opset_version,
+        "input_size": None if settings.dynamic_size else [settings.input_height, settings.input_width],
         "lineage": header.lineage,
         "facts": header.facts,
     }
+
+
+def with_size(spec: Spec, catalog: ClassCatalog) -> ExportSpec:
+    """``spec.export`` with the height and width of the graph where it is to have fixed ones: what is left out is as large as the images of
+    the val split (without one, of the train split) need. Raises UserError where they cannot be read."""
+    settings = spec.export
+    if settings.dynamic_size or None not in (settings.input_height, settings.input_width):
+        return settings
+    split = "train" if spec.dataset.val.annotations is None else "val"
+    try:
+        sizes = _test_sizes(spec, split, catalog)
+    except UserError as error:
+        raise UserError(
+            f"export.input_height and export.input_width are left out, and the {split} images that they follow from cannot be read; "
+            f"set both, or give the images. {error}"
+        ) from None
+    height, width = padded_size(sizes, 32)
+    # Of each side alone: the few largest images need not be the same.
+    tall, wide = (sorted(side)[int(MOST * (len(sizes) - 1))] for side in zip(*sizes, strict=True))
+    usual = padded_size([(tall, wide)], 32)
+    if height * width > 2 * usual[0] * usual[1]:
+        _say(
+            f"export: the largest of the {len(sizes)} {split} images need {height}x{width} (height x width), {MOST:.0%} of all heights and "
+            f"widths no more than {usual[0]}x{usual[1]}; export.input_height={usual[0]} export.input_width={usual[1]} makes a graph that "
+            "takes less time and scales the rest down"
+        )
+    found = {"input_height": settings.input_height or height, "input_width": settings.input_width or width}
+    return settings.model_copy(update=found)
+
+
+def _test_sizes(spec: Spec, split: str, catalog: ClassCatalog) -> list[tuple[int, int]]:
+    """(height, width) of every image of the split as PyTorch sees it."""
+    reader = open_dataset(spec.dataset, split, catalog, spec.model.mode, spec.data_root)
+    target: tuple[int, int] | None = getattr(spec.dataset, split).target_size
+    if not len(reader):
+        raise UserError(f"{reader.source}: lists no image")
+    return [input_size(*(target or reader.size(index)), spec.dataset.augmentation) for index in range(len(reader))]
+
+
+def _warn_of_scaling(spec: Spec, settings: ExportSpec, catalog: ClassCatalog) -> None:
+    if settings.dynamic_size or settings.input_height is None or settings.input_width is None:
+        return
+    graph = settings.input_height, settings.input_width
+    try:
+        sizes = _test_sizes(spec, spec.evaluate.split, catalog)
+    except UserError:
+        _say(
+            f"export: the {spec.evaluate.split} images cannot be read, so nobody knows whether they fit {graph[0]}x{graph[1]}"
+        )
+        return
+    augmentation = spec.dataset.augmentation
+    # Their test size stays as it is when it is made again.
+    found = scaled_down(((size, input_size(*size, augmentation, graph)) for size in sizes), augmentation, None)
+    if found is not None:
+        _say(
+            f"export: warning: {found.describe(len(sizes), graph)}; a larger export.input_height and export.input_width, or neither, "
+            "takes them as they are"
+        )
 
 
 def _task(network: Network, spec: Spec) -> Tensor | None:
@@ -94,7 +164,7 @@ def to_onnx(network: Network, settings: ExportSpec, task: Tensor | None = None) 
 
     Raises torch.onnx.OnnxExporterError when the network cannot be traced. The network is left as it was.
     """
-    height, width = settings.input_height, settings.input_width
+    height, width = settings.input_height or TRACED, settings.input_width or TRACED
     if settings.dynamic_size:
         # The tracer takes a size of one feature pixel for a constant, so free sizes are traced with at least two.
         height, width = max(height, 64), max(width, 64)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +19,10 @@ from torch import Tensor
 from tessera import provenance
 from tessera.files import UserError
 from tessera.inference.predictor import Predictor
+from tessera.ops.images import scaled_down
 from tessera.spec.lineage import lineage
 from tessera.spec.schema import Spec
-from tessera.structures import Batch
+from tessera.structures import Batch, ImageMeta
 
 LARGEST_BATCH = 3
 """Images that are also run together."""
@@ -36,7 +38,7 @@ def check_parity(reference: Predictor, candidate: Predictor, loader: Iterable[Ba
     Returns a JSON-able report. Raises ParityError naming every output that is outside the tolerance, not finite, or constant.
     """
     tolerance = tolerance_of(candidate.precision, spec)
-    images = _take(loader, spec.parity.images)
+    images, metas = _take(loader, spec.parity.images)
     comparison = Comparison()
     batch_sizes: set[int] = set()
     largest = min(LARGEST_BATCH, candidate.max_batch or LARGEST_BATCH)
@@ -73,6 +75,8 @@ def check_parity(reference: Predictor, candidate: Predictor, loader: Iterable[Ba
         "precision": candidate.precision,
         "images": len(images),
         "batch_sizes": sorted(batch_sizes),
+        "input_sizes": [list(size) for size in sorted({tuple(image.pixels.shape[1:]) for image in images})],
+        "scaled_down": _scaling(metas, candidate, spec),
         "tolerance": tolerance,
         "differences": comparison.to_json(),
         "lineage": lineage(spec, "parity", candidate.runtime, candidate.precision),
@@ -215,15 +219,30 @@ def _outputs(predictor: Predictor, images: list[_Image], task: str | None) -> di
         return {name: value.detach().float().cpu() for name, value in predictor.ask(pixels, padding, task).items()}
 
 
-def _take(loader: Iterable[Batch], count: int) -> list[_Image]:
+def _scaling(metas: Sequence[ImageMeta], candidate: Predictor, spec: Spec) -> dict[str, Any] | None:
+    """Both compute at the size that the candidate takes. Where that is not the test size, PyTorch's own evaluation is of other pixels, which
+    nothing compared here speaks of; so it is said."""
+    split = spec.dataset.val if spec.evaluate.split == "val" else spec.dataset.test
+    sizes = ((meta.original_size, meta.resized_size) for meta in metas)
+    found = scaled_down(sizes, spec.dataset.augmentation, split.target_size)
+    if found is None:
+        return None
+    told = found.describe(len(metas), candidate.input_size)
+    print(f"parity: warning: {told}; PyTorch is compared at this size, and evaluated at the test size", file=sys.stderr)
+    return {"images": found.images, "factor": found.factor}
+
+
+def _take(loader: Iterable[Batch], count: int) -> tuple[list[_Image], list[ImageMeta]]:
     images: list[_Image] = []
+    metas: list[ImageMeta] = []
     for batch in loader:
         images += map(_Image, batch.images, batch.padding)
+        metas += batch.metas
         if len(images) >= count:
             break
     if not images:
         raise UserError("parity: the evaluated split has no images; expected at least one")
-    return images[:count]
+    return images[:count], metas[:count]
 
 
 def _by_size(images: list[_Image]) -> list[list[_Image]]:

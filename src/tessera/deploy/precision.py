@@ -18,6 +18,7 @@ from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_floa
 from onnxruntime.transformers.onnx_model import OnnxModel
 from torch import Tensor
 
+from tessera.deploy.export import TRACED
 from tessera.deploy.graph import INPUT, input_shape, read_graph, write_graph
 from tessera.deploy.parity import Comparison, tolerance_of
 from tessera.files import UserError
@@ -90,7 +91,7 @@ def _differences(
     graph: onnx.ModelProto, half: onnx.ModelProto, shape: list[int | None], spec: Spec, path: Path
 ) -> dict[str, dict[str, Any]]:
     batch, _, height, width = shape
-    size = (height or spec.export.input_height, width or spec.export.input_width)
+    size = (height or spec.export.input_height or TRACED, width or spec.export.input_width or TRACED)
     generator = torch.Generator().manual_seed(0)
     # Smooth noise: colours that change over some 16 pixels, which is closer to a photograph than white noise.
     coarse = torch.rand(batch or 1, 3, max(2, size[0] // 16), max(2, size[1] // 16), generator=generator)

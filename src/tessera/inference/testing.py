@@ -39,7 +39,8 @@ def with_views(predictor: Predictor, testing: ViewsSpec) -> Predictor:
     if fixed is not None and testing.mode == "slide" and testing.crop_size != fixed:
         raise UserError(
             f"testing.crop_size is {list(testing.crop_size)}, but the {name} graph takes {list(fixed)} (height, width) only; set "
-            "crop_size to that, or export with export.dynamic_size=true"
+            f"crop_size to that, or export with export.input_height={testing.crop_size[0]} export.input_width={testing.crop_size[1]} or "
+            "export.dynamic_size=true"
         )
     if fixed is not None and testing.mode == "whole" and testing.scales != [1.0]:
         raise UserError(

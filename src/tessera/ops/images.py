@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,45 @@ def input_size(
         min(fixed_size[0], max(1, int(height * scale + 0.5))),
         min(fixed_size[1], max(1, int(width * scale + 0.5))),
     )
+
+
+@dataclass(frozen=True)
+class ScaledDown:
+    """What does not fit into a graph of fixed size at its test size."""
+
+    images: int
+    factor: float
+    """The smallest, of sides, below 1."""
+    test_size: tuple[int, int]
+    """(height, width) that the image with that factor would have."""
+    resized_size: tuple[int, int]
+    """(height, width) that it has."""
+
+    def describe(self, images: int, graph: tuple[int, int] | None) -> str:
+        """``images``: of how many; ``graph``: (height, width)."""
+        inside = f"the graph's {graph[0]}x{graph[1]}" if graph else "what the runtime takes"
+        wanted, found = (f"{height}x{width}" for height, width in (self.test_size, self.resized_size))
+        return (
+            f"{self.images} of {images} images are scaled down to fit {inside} (height x width), to {self.factor:.3f} of their test size in "
+            f"the worst case, {found} for {wanted}"
+        )
+
+
+def scaled_down(
+    sizes: Iterable[tuple[tuple[int, int], tuple[int, int]]],
+    augmentation: AugmentationSpec,
+    target_size: tuple[int, int] | None,
+) -> ScaledDown | None:
+    """``sizes``: of every image (height, width) originally and as the network sees it. None where all have their test size."""
+    count, worst = 0, None
+    for original, resized in sizes:
+        wanted = input_size(*(target_size or original), augmentation)
+        factor = min(resized[0] / wanted[0], resized[1] / wanted[1])
+        if factor < 1:
+            count += 1
+            if worst is None or factor < worst[0]:
+                worst = factor, wanted, resized
+    return None if worst is None else ScaledDown(count, *worst)
 
 
 def padded_size(

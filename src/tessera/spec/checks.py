@@ -355,7 +355,8 @@ def _one_pixel(spec: Spec) -> Iterator[tuple[str, str]]:
         sides[f"{prefix}.fixed_padding"] = max(sizes.fixed_padding)
     else:
         sides[f"{prefix}.train_min_size"] = min(sizes.train_min_size)
-    if not spec.export.dynamic_size:
+    if not spec.export.dynamic_size and spec.export.input_height and spec.export.input_width:
+        # What is left out is no smaller than test_min_size.
         sides["export.input_height and input_width"] = max(spec.export.input_height, spec.export.input_width)
     small = [f"{name} {side}" for name, side in sides.items() if side <= stride]
     if width == 32 and small:

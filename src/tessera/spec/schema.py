@@ -350,10 +350,11 @@ class InferenceSpec(Section):
 
 
 class ExportSpec(Section):
-    input_height: Side = 640
-    """Of the exported graph, a multiple of 32."""
-    input_width: Side = 640
-    """Of the exported graph, a multiple of 32."""
+    input_height: Side | None = None
+    """Of the exported graph, a multiple of 32. Left out, as large as the images of the val split (without one, of the train split) need at
+    their test size (`test_min_size`, `test_max_size`). Images that are larger are scaled down, with a warning, in evaluation and inference."""
+    input_width: Side | None = None
+    """The same for the width."""
     dynamic_size: bool = False
     """Height and width stay free; `input_height` and `input_width` then only trace."""
     batch_size: int = Field(-1, ge=-1)
@@ -371,7 +372,7 @@ class ExportSpec(Section):
     def _sizes(self) -> ExportSpec:
         for key in ("input_height", "input_width"):
             value = getattr(self, key)
-            if value % 32:
+            if value is not None and value % 32:
                 raise ValueError(
                     f"{key} is {value}, expected a multiple of 32 (nearest: {max(32, round(value / 32) * 32)})"
                 )
