@@ -53,7 +53,7 @@ def measured(path: Path, spec: Spec) -> dict[str, Any]:
     catalog = predictor.header.catalog
     loader = eval_loader(spec, catalog, "test", fixed_size=predictor.input_size)
     evaluation = evaluate(predictor, loader, catalog, "semantic", progress=False)
-    return evaluation.to_json(EXPERIMENT, {}, spec, predictor.runtime, "fp32", {}, predictor.input_size)
+    return evaluation.to_json(EXPERIMENT, {}, spec, predictor.runtime, "fp32", {}, input_size=predictor.input_size)
 
 
 def test_a_graph_holds_the_images_and_scores_what_pytorch_scores(

@@ -211,6 +211,7 @@ def test_eval_json_has_one_schema_and_no_nan():
                 "split",
                 "runtime",
                 "precision",
+                "testing",
             ),
             *("images", "metrics", "per_class", "input", "remarks", "seconds", "lineage", "facts"),
         ]
