@@ -3,13 +3,13 @@ import gc
 
 from tessera.spec.planning import (
     FIGURES,
-    Plan,
+    Answers,
     engine_notice,
     planned_options,
     records_notice,
 )
 
-PLAN = Plan(config)
+PLAN = Answers(config)
 PLANNED_OPTIONS = planned_options()
 
 # Planning makes millions of objects that stay: at Python's own thresholds a seventh of its time goes into looking for garbage among them.

@@ -430,6 +430,28 @@ class Plan:
         return table_rows(self.grid, table)
 
 
+class Answers:
+    """A plan for the rules. What the user got wrong ends Snakemake with the message as its last line: of any exception but SystemExit it
+    would print a traceback."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._plan = self._told(Plan)(config)
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._plan, name)
+        return self._told(found) if callable(found) else found
+
+    @staticmethod
+    def _told(ask: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(*arguments: Any) -> Any:
+            try:
+                return ask(*arguments)
+            except UserError as error:
+                raise SystemExit(f"error: {error}") from None
+
+        return answer
+
+
 def engine_notice(rules: Iterable[str], availability: Callable[[], str | None]) -> str | None:
     """What to say when TensorRT stages are planned on a machine that cannot run them; the stages themselves fail with the same reason.
 
