@@ -14,6 +14,11 @@ UV := $(or $(shell command -v uv 2>/dev/null),.uv/bin/uv)
 BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+# Snakemake and uv keep a cache below HOME and stop where they may not write it.
+ifeq ($(shell test -w "$(HOME)" && echo writable),)
+export XDG_CACHE_HOME ?= $(CURDIR)/.snakemake/cache
+endif
+
 DEMO := results/mask2former_swin
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--no-annotate --custom-compile-command "make lock" $(LOCKFLAGS)
@@ -23,7 +28,7 @@ PACKAGES := slurm-wlm munge chromium texlive-latex-recommended poppler-utils
 .PHONY: demo test tensorrt packages lint lock unlock clean
 
 demo: .venv/.run
-	snakemake --cores $(CORES) $(DEMO)/eval.json $(DEMO)/onnx_eval.json $(DEMO)/inference/index.json results/tables/demo.md
+	snakemake --cores $(CORES) all results/tables/demo.md
 	@echo
 	@cat results/tables/demo.md
 	@echo

@@ -15,8 +15,9 @@ PLANNED_OPTIONS = planned_options()
 # Planning makes millions of objects that stay: at Python's own thresholds a seventh of its time goes into looking for garbage among them.
 gc.set_threshold(50_000, 20, 100)
 
-if notice := records_notice():
-    logger.warning(notice)
+for notice in (records_notice(), PLAN.absence_notice()):
+    if notice:
+        logger.warning(notice)
 PLAN.refuse_unsafe_repro()
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import torch
 
 from tessera.evaluation.evaluate import Evaluation, Evaluator
 from tessera.evaluation.instance import NAMES
-from tessera.evaluation.statistics import COLUMNS, Statistics, read_statistics, write_statistics
+from tessera.evaluation.statistics import COLUMNS, Limits, Statistics, read_statistics, write_statistics
 from tessera.files import UserError
 from tessera.reporting.statistics import evaluated, metrics_of, randomized, resample_weights, swaps
+from tessera.spec.checks import METRICS
+from tessera.spec.networks import Mode
 from tessera.structures import Instances, Predictions, Target
 from tests.evaluation.scenes import (
     disturbed_instances,
@@ -71,7 +74,17 @@ def repeated(images: Images, weights: np.ndarray) -> Images:
     return found
 
 
-MODES = ("semantic", "instance", "detection", "panoptic")
+MODES: tuple[Mode, ...] = ("semantic", "instance", "detection", "panoptic")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_planning_knows_the_names_of_all_that_a_mode_measures(mode: Mode) -> None:
+    limits = Limits((1, 300), (16, 64))
+    prefixes = {"instance": ("", "box_"), "panoptic": ("", "box_"), "detection": ("box_",), "semantic": ()}[mode]
+    marked = [f"{prefix}{name}" for prefix in prefixes for name in limits.averages()]
+    for name in [*measure(make_images(mode), mode).metrics, *marked]:
+        assert re.fullmatch(METRICS[mode], name), name
+    assert not any(re.fullmatch(METRICS[mode], name) for name in ("mAP", "PQ_", "box_mIoU", "box_PQ", "AP@", "AR"))
 
 
 @pytest.mark.parametrize("classes", [None, ["class_0", "class_1"]])

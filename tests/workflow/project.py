@@ -35,10 +35,15 @@ CONFIG: dict[str, Any] = {
     "tables": {"demo": {"experiments": ["mask2former_swin", "mask2former_swin-short"], "runtimes": ["torch", "onnx"]}},
 }
 
-PARTS = {
+PARTS: dict[str, Any] = {
     "models/mask2former": {"model": {"name": "mask2former"}},
     "backbones/swin": {"model": {"backbone": {"name": "swin_tiny"}}},
-    "datasets/demo": {"dataset": {"generator": {}}},
+    "datasets/demo": {
+        "dataset": {
+            "generator": {},
+            **{split: {"annotations": f"demo/{split}.json"} for split in ("train", "val", "test")},
+        }
+    },
     "datasets/streets": {
         "dataset": {
             "label_map": "streets/label_map.json",

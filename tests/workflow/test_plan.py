@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
-from tests.workflow.project import CONFIG, Project, make_project
+from tests.workflow.project import CONFIG, PARTS, ROOT, Project, make_project
 
 CHAIN = {"demo": 1, "check": 1, "train": 1, "export": 1}
 
@@ -146,15 +148,175 @@ def test_equal_data_under_another_root_reruns_nothing(project: Project) -> None:
             ["results/mask2former_swin-streets/eval.json", "--config", "data_root=elsewhere"],
             ["dataset streets", "elsewhere/streets/train.json", "data_root=..."],
         ),
+        (
+            ["results/mask2former_swin-streets/eval.json"],
+            ["not found under the data root data", "`--config data_root=...`"],
+        ),
         (["--config", "dataroot=elsewhere"], ["--config dataroot=elsewhere", "did you mean data_root?"]),
     ],
-    ids=["experiment", "table", "data", "config"],
+    ids=["experiment", "table", "data", "data root", "config"],
 )
-def test_a_mistake_fails_while_planning(project: Project, arguments: list[str], words: list[str]) -> None:
+def test_a_mistake_fails_while_planning_with_its_message_last(
+    project: Project, arguments: list[str], words: list[str]
+) -> None:
     done = project.snakemake("--dry-run", *arguments)
-    assert done.returncode != 0
-    for word in words:
-        assert word in done.stdout + done.stderr
+    assert done.returncode == 1
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("error: ") and all(word in last for word in words), done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_a_mistake_in_the_configuration_has_no_traceback(project: Project) -> None:
+    project.configure("config", {**CONFIG, "models": ["mask2fromer"]})
+    said = project.snakemake("--dry-run").stdout.splitlines()
+    assert "no file config/models/mask2fromer.yaml; did you mean mask2former?" in said[-1]
+    project.configure("config", CONFIG)
+    project.configure("variants/short", {"train": {"num_epochs": "x"}})
+    said = project.snakemake("--dry-run").stdout.splitlines()
+    assert said[-1].startswith(
+        "error: mask2former_swin-short: config/variants/short.yaml, line 2: train.num_epochs: expected a whole number"
+    )
+
+
+def test_what_is_lost_is_told_before_anything_runs_and_leaves_no_lock(project: Project) -> None:
+    project.run("results/mask2former_swin/model.pth")
+    (project.root / "data/demo/manifest.json").unlink()
+    done = project.snakemake("results/mask2former_swin/eval.json")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1].startswith(
+        "error: data/demo/manifest.json: no such file, so these data are gone"
+    )
+    project.run("data/demo/manifest.json", "results/mask2former_swin/eval.json")
+
+
+LATE = {
+    "no test split": (
+        {"datasets/streets": {"dataset": {**PARTS["datasets/streets"]["dataset"], "test": {}}}},
+        "results/mask2former_swin-streets/eval.json",
+        ["evaluate.split: the dataset 'streets' has no test split; set evaluate.split=val"],
+    ),
+    "best without validation": (
+        {
+            "datasets/streets": {"dataset": {**PARTS["datasets/streets"]["dataset"], "val": {}}},
+            "variants/short": {"train": {"select": "best"}},
+        },
+        "results/mask2former_swin-streets-short/model.pth",
+        [
+            "config/variants/short.yaml, line 2: train.select: best needs validation",
+            "'streets' has no dataset.val.annotations",
+        ],
+    ),
+    "a graph that is too large": (
+        {"backbones/swin": {"model": {"backbone": {"name": "swin_huge"}}}},
+        "results/mask2former_swin/onnx_eval.json",
+        ["model.backbone.name: swin_huge has 2.4 GiB of weights", "ask for eval.json"],
+    ),
+    "an engine of free size": (
+        {"variants/short": {"export": {"dynamic_size": True}}},
+        "results/mask2former_swin-short/trt_eval.json",
+        ["config/variants/short.yaml, line 2: export.dynamic_size: leaves height and width free"],
+    ),
+    "an engine of another batch": (
+        {"variants/short": {"export": {"batch_size": 4}}},
+        "results/mask2former_swin-short/model.engine",
+        ["export.batch_size: fixes the batch to 4, but engine.min/opt/max_batch_size are (1, 1, 1)"],
+    ),
+    "windows of another size than the graph": (
+        {"variants/short": {"model": {"mode": "semantic"}, "testing": {"mode": "slide"}}},
+        "results/mask2former_swin-short/onnx_eval.json",
+        ["testing.crop_size: is [512, 512], but the graph takes [640, 640]"],
+    ),
+    "scales of a graph of one size": (
+        {"variants/short": {"model": {"mode": "semantic"}, "testing": {"scales": [0.5, 1.0]}}},
+        "results/mask2former_swin-short/onnx_eval.json",
+        ["testing.scales: is [0.5, 1.0], but the graph takes [640, 640]"],
+    ),
+    "a metric of another mode": (
+        {
+            "config": {
+                **CONFIG,
+                "tables": {"t": {"experiments": ["mask2former_swin"], "metrics": ["PQ", "mAP", "box_AP75"]}},
+            }
+        },
+        "results/tables/t.md",
+        ["config/config.yaml, tables.t.metrics: no evaluation has mAP; the experiments' mode is panoptic"],
+    ),
+    "seeds of two recipes": (
+        {
+            "config": {
+                **CONFIG,
+                "seeds": [0, 1],
+                "tables": {"t": {"experiments": ["mask2former_swin", "mask2former_swin-seed1"]}},
+            },
+            "experiments/mask2former_swin-demo-seed1": {"train": {"num_epochs": 7}},
+        },
+        "results/tables/t.md",
+        ["mask2former_swin and mask2former_swin-seed1 are one row of the table", "train.num_epochs: 50 -> 7"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("files", "target", "words"), LATE.values(), ids=LATE.keys())
+def test_what_a_later_stage_would_refuse_is_told_before_any_runs(
+    project: Project, files: dict[str, Any], target: str, words: list[str]
+) -> None:
+    for name in ("label_map", "train", "val", "test"):
+        path = project.root / "data/streets" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    for part, content in files.items():
+        project.configure(part, content)
+    done = project.snakemake(target)
+    assert done.returncode == 1
+    said = done.stdout[done.stdout.rindex("error: ") :]
+    assert all(word in said for word in words), done.stdout
+    assert project.calls() == []
+
+
+def test_a_stage_that_nobody_asks_for_refuses_nothing(project: Project) -> None:
+    """Training, evaluation and inference of a model whose graph could not be."""
+    project.configure("backbones/swin", {"model": {"backbone": {"name": "swin_huge"}}})
+    project.configure("variants/short", {"export": {"dynamic_size": True}})
+    assert "train" in project.plan(
+        "results/mask2former_swin/eval.json", "results/mask2former_swin/inference/index.json"
+    )
+
+
+def test_all_stands_for_what_has_data_and_says_what_it_leaves_out(project: Project) -> None:
+    project.configure("models/detr", {"model": {"name": "deformable_detr"}})
+    project.configure(
+        "datasets/pairs", {"dataset": {"type": "mask_pairs", "generator": {}, "test": {"annotations": "t.jsonl"}}}
+    )
+    config = {
+        **CONFIG,
+        "models": ["mask2former", "detr"],
+        "datasets": ["demo", "streets", "pairs"],
+        "experiments": "all",
+    }
+    project.configure("config", {**config, "tables": {"all": {}}})
+    done = project.snakemake("--dry-run")
+    assert done.returncode == 0, done.stdout
+    assert (
+        "`experiments: all` leaves out 6 of 12 experiments:\n"
+        "  dataset streets: data/streets/label_map.json and 3 more not found under the data root data\n"
+        "  dataset pairs with detr: its annotations teach semantic, which these do not learn\n"
+    ) in done.stdout
+    assert project.plan()["train"] == 6
+    for name in ("label_map", "train", "val", "test"):
+        path = project.root / "data/streets" / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    assert project.plan()["train"] == 10
+
+
+def test_the_demo_is_all_that_plain_snakemake_builds(built: Project) -> None:
+    """So that nothing is left to do after `make demo`, and the report has everything that it asks for."""
+    recipe = (ROOT / "Makefile").read_text().partition("\ndemo:")[2]
+    assert "\tsnakemake --cores $(CORES) all results/tables/demo.md\n" in recipe
+    assert yaml.safe_load((ROOT / "config/config.yaml").read_text())["experiments"] == ["mask2former_swin"]
+    shutil.copytree(ROOT / "report", built.root / "report")
+    built.run("--report", "report.html")
+    assert "demo" in (built.root / "report.html").read_text()
 
 
 def test_tensorrt_on_a_machine_without_is_announced_once(project: Project) -> None:

@@ -12,7 +12,7 @@ from tessera.files import UserError, missing, read_json, workflow_command
 from tessera.provenance import seal_holds
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import differences, lineage
-from tessera.spec.planning import Condition, evaluation_file, table_columns
+from tessera.spec.planning import Condition, evaluation_file, refuse_other_recipe, refuse_table, table_columns
 
 
 class RowName(NamedTuple):
@@ -95,18 +95,12 @@ def collect(grid: Grid, table: str, results: Path) -> list[Evaluation]:
     Raises UserError for an experiment listed twice, a missing or damaged file, a file of another experiment, runtime or precision,
     and one made from another spec than the present one.
     """
-    experiments = grid.table_experiments(table)
-    twice = sorted({name for name in experiments if experiments.count(name) > 1})
-    if twice:
-        raise UserError(f"config/config.yaml, tables.{table}.experiments: {', '.join(twice)} stands twice; keep one")
-    found = [
+    refuse_table(grid, table)
+    return [
         read_expected(grid, results, experiment, *run).model_copy(update={"testing_as": grid.tables[table].testing_as})
-        for experiment in experiments
+        for experiment in grid.table_experiments(table)
         for run in table_columns(grid.tables[table])
     ]
-    if not found:
-        raise UserError(f"config/config.yaml, tables.{table}: asks for no evaluation; list experiments and runtimes")
-    return found
 
 
 def read_expected(
@@ -135,13 +129,7 @@ def rows_of(evaluations: Iterable[Evaluation]) -> dict[RowName, list[Evaluation]
     for evaluation in evaluations:
         rows.setdefault(evaluation.row, []).append(evaluation)
         first = firsts.setdefault((evaluation.row, evaluation.column), evaluation)
-        changed = differences({**first.lineage, "seed": None}, {**evaluation.lineage, "seed": None})
-        if changed:
-            lines = "\n  ".join(changed[:20])
-            raise UserError(
-                f"{first.experiment} and {evaluation.experiment} are one row of the table, as seeds of one recipe, but they differ in more than "
-                f"the seed; make the difference a variant, which has rows of its own, or list one of the two\n  {lines}"
-            )
+        refuse_other_recipe(first.experiment, first.lineage, evaluation.experiment, evaluation.lineage)
     return rows
 
 

@@ -31,6 +31,17 @@ MODES: dict[str, tuple[Mode, ...]] = {
 """What annotations of a type can teach."""
 
 
+_OF_INSTANCES = r"(AP(50|75|s|m|l)?|AR(\d+|s|m|l))(@[\d.@-]+)?"
+_OF_PIXELS = "mIoU|mean_accuracy|pixel_accuracy"
+METRICS: dict[Mode, str] = {
+    "panoptic": rf"(PQ|SQ|RQ)(_things|_stuff)?|(box_)?{_OF_INSTANCES}|{_OF_PIXELS}",
+    "instance": rf"(box_)?{_OF_INSTANCES}",
+    "semantic": _OF_PIXELS,
+    "detection": f"box_{_OF_INSTANCES}",
+}
+"""Regular expressions of the names of what a mode's evaluations measure."""
+
+
 def mistakes(spec: Spec) -> list[tuple[str, str]]:
     """(key, what is wrong and what to do) for every disagreement of a spec whose keys are legal one by one."""
     return [
@@ -42,6 +53,57 @@ def mistakes(spec: Spec) -> list[tuple[str, str]]:
         *_export(spec),
         *_train(spec),
     ]
+
+
+def stage_mistakes(spec: Spec, verb: str, runtime: str) -> Iterator[tuple[str, str]]:
+    """The same for what a stage refuses although others of the experiment do not, so that it is told before any of them runs."""
+    splits = {name: getattr(spec.dataset, name).annotations is not None for name in ("train", "val", "test")}
+    split, graph = spec.evaluate.split, (spec.export.input_height, spec.export.input_width)
+    reads_split = verb in ("parity", "evaluate") or (verb == "infer" and spec.inference.images is None)
+    if reads_split and splits["train"] and not splits[split]:
+        other = next((name for name in ("val", "test") if splits[name]), None)
+        advice = f"evaluate.split={other} (in the file: `evaluate: {{split: {other}}}`), or " if other else ""
+        yield "evaluate.split", f"the dataset {spec.dataset.name!r} has no {split} split; set {advice}dataset.{split}"
+    if verb == "train" and splits["train"] and not splits["val"]:
+        optim, advice = spec.train.optim, f"but the dataset {spec.dataset.name!r} has no dataset.val.annotations"
+        if spec.train.select == "best":
+            yield "train.select", f"best needs validation, {advice}"
+        if optim.lr_scheduler == "ReduceOnPlateau" and optim.monitor_name == "val_loss":
+            yield "train.optim.monitor_name", f"val_loss needs validation, {advice}"
+    if verb in ("evaluate", "infer") and runtime != "torch" and not spec.export.dynamic_size:
+        testing = spec.testing
+        if testing.mode == "slide" and testing.crop_size != graph:
+            yield (
+                "testing.crop_size",
+                f"is {list(testing.crop_size)}, but the graph takes {list(graph)} (height, width) only; set crop_size to that, or "
+                "export.dynamic_size=true",
+            )
+        if testing.mode == "whole" and testing.scales != [1.0]:
+            yield (
+                "testing.scales",
+                f"is {testing.scales}, but the graph takes {list(graph)} (height, width) only; set testing.mode=slide, or "
+                "export.dynamic_size=true",
+            )
+    if verb == "export" and (sizes := SWIN_SIZES.get(spec.model.backbone.name)):
+        sizes = sizes._replace(**spec.model.backbone.swin.model_dump(exclude_none=True))
+        weights = sum(12 * depth * (sizes.embed_dim * 2**stage) ** 2 for stage, depth in enumerate(sizes.depths))
+        if 4 * weights >= 2**31:
+            yield (
+                "model.backbone.name",
+                f"{spec.model.backbone.name} has {4 * weights / 2**30:.1f} GiB of weights in its blocks alone, and an ONNX file holds less "
+                "than 2; ask for eval.json and inference/index.json, which need no graph, or choose a smaller backbone",
+            )
+    if verb == "engine":
+        engine = spec.engine
+        wanted = (engine.min_batch_size, engine.opt_batch_size, engine.max_batch_size)
+        if spec.export.dynamic_size:
+            yield "export.dynamic_size", "leaves height and width free, and an engine is built for one size; set false"
+        if spec.export.batch_size != -1 and set(wanted) != {spec.export.batch_size}:
+            yield (
+                "export.batch_size",
+                f"fixes the batch to {spec.export.batch_size}, but engine.min/opt/max_batch_size are {wanted}; set all to the same, or "
+                "export.batch_size=-1",
+            )
 
 
 def dataset_mistakes(dataset: DatasetSpec) -> list[tuple[str, str]]:

@@ -23,8 +23,19 @@ from tessera.files import UserError
 from tessera.spec.checks import MODES
 from tessera.spec.describe import closest
 from tessera.spec.layers import TESTING, Layer, compose, flat, make_layer, nested, override_layer
-from tessera.spec.lineage import Lineages, differences, lineage
-from tessera.spec.mistakes import COMPANION, OVERRIDE, Key, Mistake, Value, Values, dotted, from_validation, refuse
+from tessera.spec.lineage import Lineages, differences, lineage, missing_data
+from tessera.spec.mistakes import (
+    COMPANION,
+    OVERRIDE,
+    Key,
+    Mistake,
+    Value,
+    Values,
+    dotted,
+    from_validation,
+    places_of,
+    refuse,
+)
 from tessera.spec.parts import read_mapping, render_yaml
 from tessera.spec.schema import SPECS, DatasetSpec, Spec
 from tessera.spec.section import Section
@@ -122,6 +133,10 @@ class Resolved:
         """Dotted leaf key -> `default`, who set it (a file, `override`), or everyone who set an entry of it."""
         return {dotted(key): self.origin(key) for key, _ in _leaves(self.spec)}
 
+    def refuse(self, mistakes: Iterable[tuple[str, str]]) -> None:
+        """Raises UserError with every (dotted key, text), saying who set the key."""
+        refuse(self.name, [Mistake(places_of(tuple(key.split(".")), self.values), key, text) for key, text in mistakes])
+
     def origin(self, key: Key) -> str:
         below = [value.origin for path, value in self.values.items() if path[: len(key)] == key]
         above = (self.values[key[:count]].origin for count in range(len(key), 0, -1) if key[:count] in self.values)
@@ -160,17 +175,45 @@ class Grid:
     @property
     def experiments(self) -> tuple[str, ...]:
         """What plain `snakemake` builds."""
-        return self.possible if self.file.experiments == "all" else tuple(self.file.experiments)
+        return self._listed_or_all(self.file.experiments)
+
+    def _listed_or_all(self, experiments: list[str] | Literal["all"]) -> tuple[str, ...]:
+        return self.present if experiments == "all" else tuple(experiments)
 
     @functools.cached_property
     def possible(self) -> tuple[str, ...]:
-        """The names whose dataset has annotations that the model's family can learn from: what `all` stands for."""
-        families = {model: self._family(model) for model in self.file.models}
-        types = {dataset: self.dataset(dataset).type for dataset in self.file.datasets}
-        taught = {
-            (model, dataset): _taught_mode(families[model], types[dataset]) for model in families for dataset in types
-        }
-        return tuple(name for name, parts in self.parts.items() if taught[parts["model"], parts["dataset"]])
+        """The names whose dataset has annotations that the model's family can learn from."""
+        untaught = {(model, dataset) for dataset in self.file.datasets for model in self._untaught(dataset)}
+        return tuple(name for name, parts in self.parts.items() if (parts["model"], parts["dataset"]) not in untaught)
+
+    def _untaught(self, dataset: str) -> list[str]:
+        """Models that the dataset's annotations teach nothing."""
+        type_ = self.dataset(dataset).type
+        return [model for model in self.file.models if _taught_mode(self._family(model), type_) is None]
+
+    @functools.cached_property
+    def present(self) -> tuple[str, ...]:
+        """The possible ones whose data are there: what `all` stands for."""
+        absent = {name for name in self.file.datasets if self._missing_data(name)}
+        return tuple(name for name in self.possible if self.parts[name]["dataset"] not in absent)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """What of the grid `all` does not stand for, and why."""
+        found = {}
+        for name in self.file.datasets:
+            if missing := self._missing_data(name):
+                more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+                found[f"dataset {name}"] = f"{missing[0]}{more} not found under the data root {self.data_root}"
+            elif models := self._untaught(name):
+                modes = " or ".join(MODES[self.dataset(name).type])
+                found[f"dataset {name} with {', '.join(models)}"] = (
+                    f"its annotations teach {modes}, which these do not learn"
+                )
+        return found
+
+    def _missing_data(self, dataset: str) -> list[Path]:
+        return missing_data(self.dataset(dataset), self.data_root)
 
     @property
     def datasets(self) -> tuple[str, ...]:
@@ -183,8 +226,7 @@ class Grid:
     def table_experiments(self, table: str) -> tuple[str, ...]:
         if table not in self.tables:
             raise UserError(f"{self._path('config.yaml')}: no table {table!r}; {_offer(table, list(self.tables))}")
-        experiments = self.tables[table].experiments
-        return self.possible if experiments == "all" else tuple(experiments)
+        return self._listed_or_all(self.tables[table].experiments)
 
     @property
     def testings(self) -> tuple[str, ...]:

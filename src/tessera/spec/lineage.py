@@ -308,6 +308,22 @@ def kitti_folders(dataset: DatasetSpec, data_root: str) -> list[Path]:
     return [Path(data_root) / source_folder(source, name) for source in listed for name in names]
 
 
+def dataset_root(dataset: DatasetSpec, data_root: str) -> str:
+    """Folder that the dataset's paths are relative to."""
+    return GENERATED_ROOT if dataset.generator is not None or dataset.fetch else data_root
+
+
+def missing_data(dataset: DatasetSpec, data_root: str) -> list[Path]:
+    """Of what a user has to put there before anything of the dataset can be made."""
+    if dataset.generator is not None:
+        return []
+    root = dataset_root(dataset, data_root)
+    folders = [] if dataset.fetch else kitti_folders(dataset, root)
+    given = dataset if dataset.convert is None else before_conversion(dataset)
+    files = own_files(given) if dataset.fetch else data_files(given, root)
+    return [path for path in files if not path.is_file()] + [path for path in folders if not path.is_dir()]
+
+
 def _converted_digest(dataset: DatasetSpec, convert: ConvertSpec, data_root: str, splits: Sequence[str]) -> str:
     """Of the keys of `convert`, the mapping file, the label files, the names of the images, and what the dataset is before its conversion."""
     listed = kitti_sources(convert)

@@ -96,7 +96,7 @@ def from_validation(error: ValidationError, root: type[Section], content: Any, v
     found: dict[tuple[Key, str], Mistake] = {}
 
     def add(key: Key, text: str) -> None:
-        found.setdefault((key, text), Mistake(_places(key, values), dotted(key), text))
+        found.setdefault((key, text), Mistake(places_of(key, values), dotted(key), text))
 
     for detail in error.errors(include_url=False):
         location = [str(piece) for piece in detail["loc"]]
@@ -137,7 +137,7 @@ def _items(value: Any) -> Sequence[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _places(key: Key, values: Mapping[Key, Value]) -> tuple[str, ...]:
+def places_of(key: Key, values: Mapping[Key, Value]) -> tuple[str, ...]:
     """Where the key was set; for a section, or a key left to its default, everyone who set something in that section."""
     for prefix in (f"{dotted(key)}.", f"{dotted(key[:-1])}."):
         if below := [value for path, value in values.items() if f"{dotted(path)}.".startswith(prefix)]:

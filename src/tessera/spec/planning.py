@@ -16,7 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tessera.files import UserError, canonical_json, read_json, workflow_command, write_json
-from tessera.spec.compose import Grid, GridFile, Table, load_grid
+from tessera.spec import checks
+from tessera.spec.compose import Grid, GridFile, Table, full_name, load_grid
 from tessera.spec.describe import closest
 from tessera.spec.dvc import refuse_unsafe_repro
 from tessera.spec.layers import SOURCE_KEYS, SPLIT_SOURCE_KEYS
@@ -26,12 +27,11 @@ from tessera.spec.lineage import (
     SPLITS,
     STAGES,
     Lineages,
-    before_conversion,
     data_digest,
-    data_files,
-    kitti_folders,
+    dataset_root,
+    differences,
     lineage_digest,
-    own_files,
+    missing_data,
     recorded_by_dvc,
 )
 from tessera.spec.schema import Spec
@@ -145,6 +145,32 @@ def digests_of(grid: Grid) -> Digest:
     return functools.cache(digest)
 
 
+def refuse_table(grid: Grid, table: str) -> None:
+    """Raises UserError where config/config.yaml asks a table for what it cannot have."""
+    place = f"config/config.yaml, tables.{table}"
+    experiments = grid.table_experiments(table)
+    if twice := sorted({name for name in experiments if experiments.count(name) > 1}):
+        raise UserError(f"{place}.experiments: {', '.join(twice)} stands twice; keep one")
+    if not table_rows(grid, table):
+        raise UserError(f"{place}: asks for no evaluation; list experiments and runtimes")
+    modes = list(dict.fromkeys(grid.resolve(name).spec.model.mode for name in experiments))
+    measured = "|".join(checks.METRICS[mode] for mode in modes)
+    if foreign := [name for name in grid.tables[table].metrics if not re.fullmatch(measured, name)]:
+        raise UserError(
+            f"{place}.metrics: no evaluation has {', '.join(foreign)}; the experiments' mode is {' or '.join(modes)}"
+        )
+
+
+def refuse_other_recipe(first: str, lineage: Mapping[str, Any], name: str, other: Mapping[str, Any]) -> None:
+    """``lineage`` and ``other``: of evaluations of two seeds."""
+    if changed := differences({**lineage, "seed": None}, {**other, "seed": None}):
+        lines = "\n  ".join(changed[:20])
+        raise UserError(
+            f"{first} and {name} are one row of the table, as seeds of one recipe, but they differ in more than the seed; make the "
+            f"difference a variant, which has rows of its own, or list one of the two\n  {lines}"
+        )
+
+
 def table_lineage(grid: Grid, table: str, digest: Digest) -> dict[str, Any]:
     """The table's definition and the lineage of every number in it."""
     definition = grid.tables[table].model_dump(mode="json")
@@ -173,6 +199,7 @@ class Plan:
         self.data_root = self.grid.data_root
         self.checkpoints = str(config.get("checkpoints", self.grid.file.checkpoints))
         self.lineages = functools.cache(self._lineages)
+        self.refuse_stage = functools.cache(self._refuse_stage)
         self.data = functools.cache(self._data)
         self.checked = functools.cache(self._checked)
 
@@ -197,12 +224,19 @@ class Plan:
     def lineage(
         self, experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32", testing: str = ""
     ) -> str:
+        self.refuse_stage(experiment, verb, runtime, testing)
         return self.lineages(experiment, testing).text(verb, runtime, precision)
 
     def digest(
         self, experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32", testing: str = ""
     ) -> str:
+        self.refuse_stage(experiment, verb, runtime, testing)
         return self.lineages(experiment, testing).digest(verb, runtime, precision)
+
+    def _refuse_stage(self, experiment: str, verb: str, runtime: str, testing: str) -> None:
+        """Raises UserError for what the stage would refuse, maybe after a night of training."""
+        resolved = self.grid.resolve(experiment, testing=testing)
+        resolved.refuse(checks.stage_mistakes(resolved.spec, verb, runtime))
 
     def options(
         self, experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32", testing: str = ""
@@ -303,8 +337,7 @@ class Plan:
 
     def root_of(self, dataset: str) -> str:
         """Folder that the dataset's paths are relative to."""
-        spec = self.grid.dataset(dataset)
-        return GENERATED_ROOT if spec.generator is not None or spec.fetch else self.data_root
+        return dataset_root(self.grid.dataset(dataset), self.data_root)
 
     def dataset_of(self, experiment: str) -> str:
         return self.spec(experiment).dataset.name
@@ -324,15 +357,9 @@ class Plan:
         dataset = self.grid.dataset(name)
         if dataset.generator is not None:
             return [f"{GENERATED_ROOT}/{name}/manifest.json"]
-        root = self.root_of(name)
-        folders = [] if dataset.fetch else kitti_folders(dataset, root)
-        if dataset.convert is not None:
-            dataset = before_conversion(dataset)
-        files = own_files(dataset) if dataset.fetch else data_files(dataset, root)
-        missing = [path for path in files if not path.is_file()] + [path for path in folders if not path.is_dir()]
-        if missing:
+        if missing := missing_data(dataset, self.data_root):
             raise UserError(
-                f"dataset {name}: {', '.join(map(str, missing))} not found under the data root {root}; put the dataset there "
+                f"dataset {name}: {', '.join(map(str, missing))} not found under the data root {self.root_of(name)}; put the dataset there "
                 f"(config/datasets/{name}.yaml says where it expects its files), or name the folder that holds it with "
                 "`--config data_root=...`"
             )
@@ -354,6 +381,16 @@ class Plan:
         for split in ("train", "val"):
             source[split] = getattr(dataset, split).model_dump(mode="json", include=set(SPLIT_SOURCE_KEYS))
         return canonical_json({"dataset": source, "data": self.data(name, ("train", "val"))})
+
+    def absence_notice(self) -> str | None:
+        """What to say where config/config.yaml asks for all experiments and some of them cannot be; nothing in processes for jobs."""
+        asked = [self.grid.file.experiments, *(table.experiments for table in self.grid.tables.values())]
+        left_out = self.grid.left_out if "all" in asked else {}
+        if not left_out or PLANNED_FILE in os.environ:
+            return None
+        count = len(self.grid.names) - len(self.grid.present)
+        lines = "\n".join(f"  {what}: {why}" for what, why in left_out.items())
+        return f"`experiments: all` leaves out {count} of {len(self.grid.names)} experiments:\n{lines}"
 
     def default_targets(self) -> list[str]:
         """The experiments that config/config.yaml lists, as far as a machine without a GPU can take them, all their metrics, and the tables
@@ -410,6 +447,14 @@ class Plan:
         ]
 
     def table_lineage(self, table: str) -> str:
+        refuse_table(self.grid, table)
+        firsts: dict[str, str] = {}
+        for name in self.grid.table_experiments(table):
+            first = firsts.setdefault(full_name(self.grid.parts[name]), name)
+            if first != name:
+                refuse_other_recipe(
+                    first, self.lineages(first).of("evaluate"), name, self.lineages(name).of("evaluate")
+                )
         return canonical_json(table_lineage(self.grid, table, self.digest))
 
     def figure_sources(self, table: str) -> list[str]:
@@ -417,6 +462,7 @@ class Plan:
         return [f"{RESULTS}/{file}" for file in figure_files(experiments, table_columns(self.grid.tables[table]))]
 
     def figures_lineage(self, table: str) -> str:
+        refuse_table(self.grid, table)
         return canonical_json(figures_lineage(self.grid, table, self.digest))
 
     def _fits_figures(self, table: str) -> bool:
