@@ -18,6 +18,10 @@ from tessera.spec.section import Inert, InertBatchSize, Section, Side, Unit, ref
 Precision = Literal["fp32", "fp16", "int8"]
 
 
+Depth = Annotated[float, Field(ge=-1e12, le=1e12)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
 class DemoSpec(Section):
     """Generated scenes: coloured shapes (things) over textured ground (stuff); byte-identical for equal keys."""
 
@@ -33,7 +37,7 @@ class DemoSpec(Section):
     """Pixels."""
     max_objects: int = Field(5, ge=1, le=50)
     """A scene has 1 to this many shapes."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Every scene depends on (seed, split, index) alone."""
 
 
@@ -122,7 +126,7 @@ class ConvertSpec(Section):
     """Above 1: `input_source` becomes so many folds of about equal size (`fold0`, `fold1`, ...) in place of train and val."""
     num_shards: int = Field(8, ge=1, le=10_000)
     """Files that train, val, test and each fold are cut into; fewer where there are fewer images."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Of `val_split` and `num_partitions`."""
 
 
@@ -150,10 +154,10 @@ class DatasetSpec(Section):
     ignore_id: int | None = Field(0, ge=0, le=65535)
     """Mask value that means unlabeled (`mask_pairs`); 255 always does, unless the label map has a class 255. null: no other value does, so that
     0 may be a class, as in masks of 0..C-1 and 255, or of background 0 and object 1. A class of the label map with this value is refused."""
-    value_range: tuple[float, float] | None = None
+    value_range: tuple[Depth, Depth] | None = None
     """[low, high] of images deeper than 8 bits: gray of 16 or 32 bits and of floating point, colour PNG of 16 bits. `low` and what is below become
     black, `high` and what is above white, in 256 steps. Left out, such images are refused; images of 8 bits keep their values."""
-    max_pixels: int = Field(MAX_PIXELS, ge=1, json_schema_extra=Inert)
+    max_pixels: int = Field(MAX_PIXELS, ge=1, le=10**12, json_schema_extra=Inert)
     """Pixels that an image or a mask may have. What has more is refused before it is decoded, because a file of a few bytes can claim to have
     billions. Each takes some 10 bytes of memory in every loader process."""
     train: SplitSpec = SplitSpec()
@@ -430,7 +434,7 @@ class ParitySpec(Section):
 class Spec(Section):
     """One experiment."""
 
-    seed: int = Field(0, ge=0, le=2**31 - 1)
+    seed: Seed = 0
     """Everything random derives from it."""
     data_root: str = Field("data", json_schema_extra=Inert)
     """Folder that the dataset's paths are relative to; set by `--config data_root=...` or `--data-root`."""
