@@ -21,7 +21,7 @@ from tessera.commands import (
     run,
     split_arguments,
 )
-from tessera.files import UserError, read_json, refusal, write_json, write_text
+from tessera.files import UserError, raise_open_file_limit, read_json, refusal, write_json, write_text
 from tessera.log import start_log
 from tessera.spec.lineage import GENERATED_ROOT, STAGES
 from tessera.spec.planning import record_file
@@ -493,8 +493,11 @@ def reference(
 
 def main() -> None:
     """Entry point: a user's mistake is one clear message and exit code 1, never a traceback."""
+    raise_open_file_limit()
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        if code == 130:  # Typer swallows Ctrl-C and gives what the exit code would be.
+            raise KeyboardInterrupt
     except UserError as error:
         _fail(str(error) or f"{type(error).__name__} without a message", 1)
     except typer.Abort:

@@ -11,6 +11,7 @@ import io
 import json
 import os
 import re
+import resource
 import secrets
 import shlex
 import shutil
@@ -88,6 +89,18 @@ def missing(path: Path, kind: str = "file") -> str:
 def _leads_nowhere(path: Path) -> str | None:
     links = (place for place in (path, *path.parents) if place.is_symlink() and not place.exists())
     return next((f"{link}: is a link to {link.readlink()}, where nothing is" for link in links), None)
+
+
+OPEN_FILES = 1 << 20
+"""As many as anything here can use: some libraries walk through all descriptors that are allowed, and some machines allow a billion."""
+
+
+def raise_open_file_limit() -> None:
+    """To what this user may have, of which the usual 1,024 are a fraction."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import itertools
 from collections import Counter
@@ -156,13 +157,16 @@ def _inspect_split(reader: SegmentationDataset, split: str, findings: Findings, 
     with ThreadPoolExecutor(_THREADS) as pool, Progress(disable=not progress) as bar:
         task = bar.add_task(f"check {split}", total=len(reader))
         # The results come in the order of the images, so that the report does too.
-        for index, (target, found) in enumerate(pool.map(partial(_inspect, reader), range(len(reader)))):
-            findings.errors += found.errors
-            findings.warnings.update(found.warnings)
-            totals.note(reader.file_names[index], found.warnings)
-            if target is not None:
-                totals.add(target)
-            bar.advance(task)
+        results = pool.map(partial(_inspect, reader), range(len(reader)))
+        # Closed, which Ctrl-C does as well, it takes back what no thread has begun; the pool waits for all others.
+        with contextlib.closing(results):
+            for index, (target, found) in enumerate(results):
+                findings.errors += found.errors
+                findings.warnings.update(found.warnings)
+                totals.note(reader.file_names[index], found.warnings)
+                if target is not None:
+                    totals.add(target)
+                bar.advance(task)
     return totals
 
 

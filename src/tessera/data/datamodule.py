@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 from tessera.data.datasets import SegmentationDataset, open_dataset
+from tessera.data.loader import Loader
 from tessera.data.tasks import Task, Tasks
 from tessera.data.transforms import (
     augment,
@@ -45,7 +43,7 @@ def require_objects(spec: Spec, catalog: ClassCatalog, split: str) -> None:
 
 def train_loader(
     spec: Spec, catalog: ClassCatalog, epoch: int, start_batch: int = 0, rank: int = 0, world_size: int = 1
-) -> DataLoader[Any]:
+) -> Loader:
     """The batches of one epoch (counted from 0) for one process; the first one yielded is number ``start_batch``.
 
     ``len()`` is the number of batches of the full epoch, whatever ``start_batch`` is. An epoch is one pass over the split without
@@ -65,12 +63,12 @@ def train_loader(
         world_size,
     )
     augmentation = spec.dataset.augmentation
-    return _Loader(
+    return Loader(
         AugmentedDataset(dataset, augmentation, section.target_size, spec.seed, Tasks.of(spec.model, catalog)),
-        batch_sampler=batches,
-        num_workers=section.num_workers,
-        collate_fn=TrainCollate(augmentation.train_crop_size or augmentation.fixed_padding, spec.model.pixel_mean),
-        generator=_own_generator(),
+        batches,
+        TrainCollate(augmentation.train_crop_size or augmentation.fixed_padding, spec.model.pixel_mean),
+        section.num_workers,
+        "dataset.train",
     )
 
 
@@ -83,7 +81,7 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
     max_batch: int | None = None,
-) -> DataLoader[Any]:
+) -> Loader:
     """Every image of the split once (over all ranks), with ``targets`` at the network's input size and ``truths`` at the original.
 
     A batch holds images of one padded size only, so that batch-mates never change an image's input. ``limit`` takes the first
@@ -98,35 +96,13 @@ def eval_loader(
     for index in range(count):
         height, width = section.target_size or dataset.size(index)
         sizes.append(padded_size([input_size(height, width, augmentation, fixed_size)], _DIVISOR, fixed_size))
-    return _Loader(
+    return Loader(
         ReadDataset(dataset),
-        batch_sampler=FixedBatches(group_batches(sizes, size)[rank::world_size]),
-        num_workers=section.num_workers,
-        collate_fn=EvalCollate(augmentation, spec.model.pixel_mean, fixed_size, section.target_size),
-        generator=_own_generator(),
+        FixedBatches(group_batches(sizes, size)[rank::world_size]),
+        EvalCollate(augmentation, spec.model.pixel_mean, fixed_size, section.target_size),
+        section.num_workers,
+        f"dataset.{split}",
     )
-
-
-class _Loader(DataLoader[Any]):
-    """A loader process wraps its error into a traceback; the user needs the error alone. So where the process itself was ended."""
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator does all that is asked of PyTorch's own class
-        try:
-            yield from super().__iter__()
-        except UserError as error:
-            own = f"{UserError.__module__}.{UserError.__qualname__}: "
-            raise UserError(str(error).rpartition(own)[2].strip()) from None
-        except RuntimeError as error:
-            ended = re.match(
-                r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (is killed by signal: \w+|exited unexpectedly)",
-                str(error),
-            )
-            if ended is None:
-                raise
-            raise UserError(
-                f"a loader process ended from outside ({ended[0]}); where memory ran out, set dataset.<split>.num_workers or batch_size "
-                "lower. The same command starts again, a training from its last checkpoint"
-            ) from None
 
 
 def group_batches(sizes: Sequence[tuple[int, int]], batch_size: int) -> list[list[int]]:
@@ -295,11 +271,6 @@ def _training_target(truth: Target, resized: tuple[int, int], padded: tuple[int,
 
 def _size(image: Tensor) -> tuple[int, int]:
     return image.shape[-2], image.shape[-1]
-
-
-def _own_generator() -> torch.Generator:
-    """The loader draws a seed for its workers; from the global generator, that would shift what training draws from it."""
-    return torch.Generator().manual_seed(0)
 
 
 def _open(spec: Spec, split: str, catalog: ClassCatalog) -> SegmentationDataset:

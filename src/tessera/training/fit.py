@@ -21,6 +21,7 @@ from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
 from tessera.data.catalog import load_catalog
 from tessera.data.datamodule import train_loader
+from tessera.data.loader import require_room
 from tessera.files import UserError
 from tessera.models import build_model
 from tessera.models.base import Model
@@ -64,6 +65,9 @@ def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Ha
     train, first = spec.train, rank == 0
     catalog = load_catalog(spec.dataset, spec.data_root, spec.model.mode)
     plan = Plan.of(spec, experiment, checkpoints, catalog, hardware.world_size)
+    # Training's and validation's are there at the same time; what is too low for them is told now, not after an epoch.
+    splits = ("train", "val") if plan.validates else ("train",)
+    require_room({f"dataset.{split}": getattr(spec.dataset, split).num_workers for split in splits})
 
     def build(load_pretrained: bool) -> Model:
         torch.manual_seed(counter_seed(spec.seed, "initial weights"))
@@ -85,7 +89,7 @@ def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Ha
     frozen = freeze(model.network, train.freeze)
 
     def load(epoch: int, start_batch: int) -> Iterable[Batch]:
-        return train_loader(spec, catalog, epoch, start_batch, rank, hardware.world_size)
+        return stop.attend(train_loader(spec, catalog, epoch, start_batch, rank, hardware.world_size))
 
     if first:
         _announce(spec, plan, state, hardware)
@@ -105,7 +109,7 @@ def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Ha
             "lineage": lineage(spec, "train"),
             "steps_per_epoch": plan.steps_per_epoch,
         },
-        Validation(spec, catalog, model, state.postprocess, rank, hardware.world_size, hardware.sharded)
+        Validation(spec, catalog, model, state.postprocess, rank, hardware.world_size, hardware.sharded, stop)
         if plan.validates
         else None,
         progress,

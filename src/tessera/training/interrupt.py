@@ -9,21 +9,26 @@ import time
 from types import FrameType
 from typing import Any
 
-from torch.utils.data import DataLoader
-
+from tessera.data.loader import Loader
 from tessera.training.checkpoint import say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 AGAIN_SECONDS = 2.0
 """Signals closer together are one request: a terminal, SLURM and our own parent process may each pass on the same one."""
+PATIENCE_SECONDS = 5.0
+"""For a batch that is not there when a signal comes: with it the step is made, saved, and all processes of the training stop together."""
 
 
 class TrainingStopped(Exception):  # noqa: N818  # a request obeyed is no error
-    """Raised between two steps, after the state was saved."""
+    """Raised between two steps, after the state was saved, or while no batch comes."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.signum = signum
+
+
+class NoBatchCame(TrainingStopped):
+    """Nothing was saved yet."""
 
 
 class StopRequest:
@@ -51,6 +56,20 @@ class StopRequest:
             signal.signal(signum, handler)
         self._before = {}
 
+    def attend(self, loader: Loader) -> Loader:
+        """Lets the loader's processes sit out signals to the whole process group, and its wait for a batch end after one."""
+        loader.sits_out = SIGNALS
+        loader.waiting = self._waiting
+        return loader
+
+    def _waiting(self) -> None:
+        if self.signum and time.monotonic() - self._since > PATIENCE_SECONDS:
+            raise NoBatchCame(
+                self.signum,
+                "stopped while waiting for a batch that does not come (do its images lie on a disk that hangs?). The same command continues "
+                "from the last checkpoint",
+            )
+
     def _handle(self, signum: int, _: FrameType | None) -> None:
         if self.signum:
             if signum == signal.SIGINT and time.monotonic() - self._since > AGAIN_SECONDS:
@@ -62,21 +81,3 @@ class StopRequest:
         if not self.silent:
             again = "; once more to leave at once" if signum == signal.SIGINT else ""
             say(f"{signal.Signals(signum).name}: finishing this step, then saving{again}")
-
-
-def shield_workers(loader: Any) -> None:
-    """Lets loader processes sit out signals to the whole process group; they end with their parent."""
-    if not isinstance(loader, DataLoader) or not loader.num_workers:
-        return
-    loader.worker_init_fn = _Shield(loader.worker_init_fn)
-
-
-class _Shield:
-    def __init__(self, inner: Any) -> None:
-        self.inner = inner
-
-    def __call__(self, worker: int) -> None:
-        for signum in SIGNALS:
-            signal.signal(signum, signal.SIG_IGN)
-        if self.inner is not None:
-            self.inner(worker)

@@ -19,7 +19,7 @@ from tessera.spec.networks import Mode
 from tessera.spec.schema import TrainSpec
 from tessera.structures import Batch
 from tessera.training.checkpoint import Folder
-from tessera.training.interrupt import StopRequest, TrainingStopped
+from tessera.training.interrupt import NoBatchCame, StopRequest, TrainingStopped
 from tessera.training.module import TrainModule, to_device
 from tessera.training.progress import Progress, describe
 from tessera.training.sharding import collect, restore_optimizer
@@ -53,6 +53,8 @@ class Loop(Callback):
         self.steps_per_epoch = folder.steps_per_epoch
         self.best_weights = restored.get("best") if restored else None
         self._clock = time.monotonic()
+        self._inside = False
+        """A step was made, and what belongs to it, such as its validation, was not yet."""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         assert isinstance(module, TrainModule)
@@ -71,6 +73,7 @@ class Loop(Callback):
     ) -> None:
         assert isinstance(module, TrainModule)
         state, train = self.state, self.train
+        self._inside = True
         state.add(module.losses)
         module.step = state.step
         rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
@@ -102,6 +105,14 @@ class Loop(Callback):
                 f"stopped after step {state.step} (epoch {epoch if ended else epoch + 1} of {train.num_epochs}); saved "
                 f"{self.folder.latest}. The same command continues from there",
             )
+        self._inside = False
+
+    def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
+        """Between two steps, one process saves what it has done since the last checkpoint; several would have to agree on it."""
+        assert isinstance(module, TrainModule)
+        between = isinstance(exception, NoBatchCame) and not self._inside
+        if between and trainer.world_size == 1 and self.state.step > self.state.starts[-1]["step"]:
+            self._save(trainer, module, None, False)
 
     def _due(self, interval: int, unit: str, ended: bool, epoch: int) -> bool:
         return self.state.step % interval == 0 if unit == "step" else ended and epoch % interval == 0

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator
 
 from tessera.files import UserError
 from tessera.structures import Batch
-from tessera.training.interrupt import shield_workers
 
 EpochLoader = Callable[[int, int], Iterable[Batch]]
 """``(epoch, start_batch)`` -> the batches of that epoch from that one on."""
@@ -29,10 +28,8 @@ class Stream:
         step = self.start
         while step < self.total:
             epoch, first = divmod(step, self.steps_per_epoch)
-            loader = self.load(epoch, first)
-            shield_workers(loader)
             end = (epoch + 1) * self.steps_per_epoch
-            batches = iter(loader)
+            batches = iter(self.load(epoch, first))
             while step < min(end, self.total):
                 batch = self._next(batches, epoch)
                 self._check(batch)

@@ -23,7 +23,7 @@ from tessera.models.common.matching import alone
 from tessera.ops.images import resize
 from tessera.spec.schema import PostprocessSpec, Spec
 from tessera.structures import Batch, ClassCatalog, Predictions, merge_parts
-from tessera.training.interrupt import shield_workers
+from tessera.training.interrupt import StopRequest
 from tessera.training.module import move_target
 from tessera.training.state import counter_seed
 
@@ -50,6 +50,7 @@ class Validation:
         rank: int = 0,
         world_size: int = 1,
         in_step: bool = False,
+        stop: StopRequest | None = None,
     ) -> None:
         """``postprocess`` has the keys of that section and takes the place of the model's own. Every process takes its share of the batches and
         gets the row of the whole. ``in_step``: a ``Forward`` is a matter of all processes, so each of them makes equally many."""
@@ -60,6 +61,7 @@ class Validation:
         self.rank = rank
         self.world_size = world_size
         self.in_step = in_step
+        self.stop = stop
         self.picture: Tensor | None = None
         """(3, H, W) uint8: the first image of the last validation with its predictions drawn. Of the first process."""
         self._group: Any = None
@@ -101,7 +103,8 @@ class Validation:
             return found
 
         loader = eval_loader(self.spec, self.catalog, "val", rank=self.rank, world_size=self.world_size)
-        shield_workers(loader)
+        if self.stop is not None:
+            self.stop.attend(loader)
         accumulate(evaluator, predict, loader, progress=False)
         if self.in_step:
             most = math.ceil(len(eval_loader(self.spec, self.catalog, "val")) / self.world_size)
