@@ -17,10 +17,11 @@ from tessera import gpus
 from tessera.files import UserError, digest_file, missing, read_json, workflow_command, write_json
 from tessera.provenance import OtherSpecError, digests, sealed
 from tessera.spec import planning
-from tessera.spec.lineage import RUNTIMES, lineage, lineage_digest
+from tessera.spec.lineage import RUNTIMES, Lineages
 from tessera.spec.planning import RUN_STAGES, record_file, statistics_file
 
 if TYPE_CHECKING:
+    from tessera.data.opened import OpenedData
     from tessera.inference.predictor import Predictor
     from tessera.inference.results import Written
     from tessera.inference.sources import ImageSource
@@ -47,6 +48,8 @@ class Job:
 
     verb: str
     resolved: Resolved
+    lineages: Lineages
+    """As they were when the command began: whatever it reads later must be what they say."""
     overrides: Sequence[str] = ()
     runtime: str = "torch"
     precision: str = "fp32"
@@ -147,8 +150,8 @@ def open_job(
         )
     overrides = tuple(overrides or ())
     resolved = load_grid(data_root=data_root).resolve(experiment, overrides, testing)
-    job = Job(verb, resolved, overrides, runtime, precision, checkpoint, out, data_root)
-    found = lineage_digest(resolved.spec, verb, runtime, precision)
+    job = Job(verb, resolved, Lineages(resolved.spec), overrides, runtime, precision, checkpoint, out, data_root)
+    found = job.lineages.digest(verb, runtime, precision)
     if expect is not None and found != expect:
         raise UserError(
             f"{experiment}: the configuration or the dataset changed while the workflow was running "
@@ -171,7 +174,7 @@ def run(job: Job, checkpoints: Path = Path("checkpoints")) -> None:
         if job.verb == "train":
             from tessera.training.train import train
 
-            train(job.spec, job.name, job.made, checkpoints)
+            train(job.spec, job.name, job.made, checkpoints, job.lineages)
         else:
             {
                 "export": _export,
@@ -247,7 +250,7 @@ def _is_of_another_lineage(job: Job) -> bool:
         return False
     document = read_json(job.record)
     found = document.get("lineage") if isinstance(document, dict) else None
-    return found != lineage(job.spec, job.verb, job.runtime, job.precision)
+    return found != job.lineages.of(job.verb, job.runtime, job.precision)
 
 
 def _export(job: Job) -> None:
@@ -284,15 +287,18 @@ def _parity(job: Job) -> None:
     inputs = job.digests(model_file(job.name), job.model)
     reference, _ = _predictor(replace(job, runtime="torch", precision="fp32"), device, ViewsSpec())
     candidate, _ = _predictor(job, device, ViewsSpec())
+    data = _split(job, reference)
     loader = eval_loader(
         spec,
-        reference.header.catalog,
+        data,
         spec.evaluate.split,
         fixed_size=candidate.input_size,
         limit=spec.parity.images,
         max_batch=candidate.max_batch,
     )
     report = check_parity(reference, candidate, loader, spec)
+    data.require_unchanged()
+    report["lineage"] = job.lineages.of("parity", job.runtime, job.precision)
     write_json(job.record, sealed(report, inputs))
     worst = max(report["differences"].values(), key=lambda difference: difference["share_of_std"])["share_of_std"]
     print(
@@ -310,11 +316,13 @@ def _evaluate(job: Job) -> None:
     inputs = job.digests(job.model)
     predictor, origin = _predictor(job, device_of(job.runtime))
     catalog = predictor.header.catalog
+    data = _split(job, predictor)
     loader = eval_loader(
-        spec, catalog, spec.evaluate.split, fixed_size=predictor.input_size, max_batch=predictor.max_batch
+        spec, data, spec.evaluate.split, fixed_size=predictor.input_size, max_batch=predictor.max_batch
     )
     limits = Limits.of(spec.evaluate)
     evaluation = evaluate(predictor, loader, catalog, predictor.mode, classes=spec.evaluate.classes, limits=limits)
+    data.require_unchanged()
     predictions, statistics = job.record.with_suffix(".predictions.json.gz"), statistics_file(job.record)
     evaluation.write_predictions(predictions)
     evaluation.write_statistics(statistics)
@@ -325,7 +333,7 @@ def _evaluate(job: Job) -> None:
         runtime=job.runtime,
         precision=job.precision,
         testing=job.testing,
-        lineage=lineage(spec, "evaluate", job.runtime, job.precision) | origin,
+        lineage=job.lineages.of("evaluate", job.runtime, job.precision) | origin,
         input_size=predictor.input_size,
     )
     write_json(job.record, sealed(document, inputs, job.digests(predictions, statistics)))
@@ -338,33 +346,29 @@ def _evaluate(job: Job) -> None:
 
 def _infer(job: Job) -> None:
     from tessera.inference.results import infer, require_replaceable
+    from tessera.inference.sources import ImageSource
 
     spec = job.spec
     inputs = job.digests(job.model)
     predictor, origin = _predictor(job, device_of(job.runtime))
     images: list[ImageSource] = []
+    data = None
     if spec.inference.images is None:
-        images = _split_images(job, predictor)
+        data = _split(job, predictor, truths=False)
+        images = [ImageSource(*image) for image in data.images(spec.evaluate.split)]
     if job.out is not None:
         require_replaceable(job.out)
-    written = infer(predictor, spec, job.made, images, inputs, origin)
+    record = job.lineages.of("infer", job.runtime, job.precision) | origin
+    written = infer(predictor, spec, job.made, images, inputs, record, data.require_unchanged if data else None)
     _tell(origin)
     _said_results(job.made, written, predictor.mode)
 
 
-def _split_images(job: Job, predictor: Predictor) -> list[ImageSource]:
-    from tessera.data.datasets import open_dataset, unannotated_images
-    from tessera.inference.sources import ImageSource
+def _split(job: Job, predictor: Predictor, truths: bool = True) -> OpenedData:
+    """What the stage is asked to read."""
+    from tessera.data.opened import OpenedData
 
-    spec = job.spec
-    listed = unannotated_images(spec.dataset, spec.evaluate.split, spec.data_root)
-    if listed is not None:
-        return [ImageSource(*image) for image in listed]
-    split = open_dataset(spec.dataset, spec.evaluate.split, predictor.header.catalog, spec.model.mode, spec.data_root)
-    return [
-        ImageSource(split.image_path(index), split.file_names[index], split.image_ids[index])
-        for index in range(len(split))
-    ]
+    return OpenedData(job.spec, (job.spec.evaluate.split,), predictor.header.catalog, job.lineages, truths)
 
 
 def _predictor(job: Job, device: str, testing: ViewsSpec | None = None) -> tuple[Predictor, dict[str, Any]]:
@@ -378,7 +382,7 @@ def _predictor(job: Job, device: str, testing: ViewsSpec | None = None) -> tuple
     if not path.exists():
         raise UserError(f"{missing(path)}; make it with `{workflow_command(path, data_root=spec.data_root)}`")
     predictor = load_predictor(path, spec.postprocess, device, testing or spec.testing)
-    expected = lineage(spec, stage, precision=precision)
+    expected = job.lineages.of(stage, precision=precision)
     if job.checkpoint is not None:
         return predictor, predictor.header.stand_in(path, stage, expected)
     predictor.header.require(path, stage, expected, spec.data_root)

@@ -158,6 +158,8 @@ class Sample:
     target: Target
     image_id: int
     file_name: str
+    stamp: int = 0
+    """Of the sizes and times of the files that it was read from: another one means that a file has changed."""
 
 
 @dataclass
@@ -173,6 +175,8 @@ class Batch:
     """At original size, crowd included, for metrics; None in training and at inference."""
     tasks: list[str] | None = None
     """What the network is asked for each image, of families that take a task: panoptic, instance or semantic."""
+    stamps: list[int] | None = None
+    """``Sample.stamp`` of each image; None where nobody asked."""
 
 
 @dataclass

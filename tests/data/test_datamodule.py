@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tessera.data.catalog import load_catalog
 from tessera.data.datamodule import TrainBatches, eval_loader, group_batches, train_loader
 from tessera.data.demo import write_demo
+from tessera.data.opened import OpenedData
 from tessera.files import UserError
 from tessera.ops.rle import encode_masks
 from tessera.spec.networks import Mask2FormerSpec
@@ -48,8 +48,7 @@ def make_spec(root: Path, workers: int = 0, batch_size: int = 2, iters: int | No
 
 
 def batches(spec: Spec, epoch: int, start: int = 0, **keys: int) -> list[Batch]:
-    catalog = load_catalog(spec.dataset, spec.data_root, "panoptic")
-    return list(train_loader(spec, catalog, epoch, start, **keys))
+    return list(train_loader(spec, OpenedData(spec, ("train",)), epoch, start, **keys))
 
 
 def blob(batch: Batch) -> bytes:
@@ -107,7 +106,7 @@ def test_the_loader_leaves_the_global_generators_alone(demo: Path) -> None:
 
 def test_train_batches_are_padded_to_the_crop_and_whole(demo: Path) -> None:
     spec = make_spec(demo)
-    loader = train_loader(spec, load_catalog(spec.dataset, str(demo), "panoptic"), 0)
+    loader = train_loader(spec, OpenedData(spec, ("train",)), 0)
     assert len(loader) == 3
     for batch in loader:
         assert batch.images.shape == (2, 3, 32, 64) and batch.truths is None
@@ -157,7 +156,7 @@ def test_a_loader_process_tells_its_error_alone(workers: int, demo: Path, tmp_pa
 
 
 def evaluated(spec: Spec, **keys: int) -> list[Batch]:
-    return list(eval_loader(spec, load_catalog(spec.dataset, spec.data_root, "panoptic"), "val", **keys))  # type: ignore[arg-type]
+    return list(eval_loader(spec, OpenedData(spec, ("val",)), "val", **keys))  # type: ignore[arg-type]
 
 
 def by_image(loaded: list[Batch]) -> dict[str, bytes]:
@@ -203,14 +202,14 @@ def test_images_of_different_sizes(tmp_path: Path) -> None:
         }
     )
     spec = Spec(data_root=str(tmp_path), dataset=dataset, model=Mask2FormerSpec(mode="instance"))
-    catalog = load_catalog(dataset, str(tmp_path), "instance")
-    loaded = list(eval_loader(spec, catalog, "val"))
+    data = OpenedData(spec, ("val",))
+    loaded = list(eval_loader(spec, data, "val"))
     assert [[meta.image_id for meta in batch.metas] for batch in loaded] == [[1, 3, 4], [5], [2]]
     first = loaded[0]
     assert first.images.shape == (3, 3, 32, 64) and first.targets is not None and first.truths is not None
     assert first.truths[0].masks.shape == (2, 40, 60) and first.truths[0].iscrowd.tolist() == [False, True]
     assert first.targets[0].boxes.tolist() == [[0, 0, 24, 16]], "without the crowd region, at input size"
-    fixed = list(eval_loader(spec, catalog, "val", fixed_size=(32, 32)))
+    fixed = list(eval_loader(spec, data, "val", fixed_size=(32, 32)))
     assert {batch.images.shape[-2:] for batch in fixed} == {(32, 32)}
     assert Counter(meta.image_id for batch in fixed for meta in batch.metas) == Counter(range(1, 6))
 
@@ -222,8 +221,8 @@ def test_groups_hold_one_size_each() -> None:
 
 def test_loaders_can_be_sent_to_spawned_workers(demo: Path) -> None:
     spec = make_spec(demo)
-    catalog = load_catalog(spec.dataset, str(demo), "panoptic")
-    for loader in (train_loader(spec, catalog, 0), eval_loader(spec, catalog, "val")):
+    data = OpenedData(spec, ("train", "val"))
+    for loader in (train_loader(spec, data, 0), eval_loader(spec, data, "val")):
         copy = pickle.loads(pickle.dumps((loader.dataset, loader.collate_fn, loader.batch_sampler)))
         keys = next(iter(copy[2]))
         assert copy[1]([copy[0][key] for key in keys]).images.shape[0] == 2

@@ -13,6 +13,7 @@ from tessera.data.catalog import load_catalog
 from tessera.data.check import check_dataset
 from tessera.data.datamodule import eval_loader, train_loader
 from tessera.data.demo import write_demo
+from tessera.data.opened import OpenedData
 from tessera.data.reader import Findings, box_target
 from tessera.data.transforms import augment, resize_target, sample_generator, train_size
 from tessera.files import UserError
@@ -64,7 +65,7 @@ def test_training_sees_clipped_boxes_with_area_and_no_crowd(tmp_path: Path) -> N
     dataset = write_coco(tmp_path, BOXES)
     augmentation = AugmentationSpec(test_min_size=32, test_max_size=40)
     spec = detection_spec(tmp_path, dataset, augmentation)
-    (batch,) = eval_loader(spec, load_catalog(dataset, str(tmp_path), "detection"), "val")
+    (batch,) = eval_loader(spec, OpenedData(spec, ("val",)), "val")
     (target,), (truth,) = batch.targets, batch.truths
     height, width = batch.metas[0].resized_size
     assert (height, width) == (25, 40) and batch.images.shape[-2:] == (32, 64)
@@ -219,11 +220,11 @@ def test_batches_are_as_large_as_their_largest_image_or_padded_to_a_fixed_size(t
     boxes = [{"id": n, "image_id": n, "category_id": 7, "bbox": [2, 2, 20, 20]} for n in range(1, 7)]
     sizes = [(40, 60), (60, 40), (41, 60), (40, 90), (64, 128), (50, 50)]
     dataset = write_coco(tmp_path, boxes, sizes)
-    catalog = load_catalog(dataset, str(tmp_path), "detection")
 
     def batches(policy: str, workers: int) -> list[Batch]:
         spec = detection_spec(tmp_path, dataset, POLICIES[policy], batch_size=2, num_workers=workers)
-        return [batch for epoch in range(2) for batch in train_loader(spec, catalog, epoch)]
+        data = OpenedData(spec, ("train",))
+        return [batch for epoch in range(2) for batch in train_loader(spec, data, epoch)]
 
     free = batches("detr", 0)
     assert len({batch.images.shape for batch in free}) > 2

@@ -13,6 +13,7 @@ from tessera.data.catalog import load_catalog
 from tessera.data.check import check_dataset
 from tessera.data.datamodule import eval_loader, train_loader
 from tessera.data.datasets import open_dataset
+from tessera.data.opened import OpenedData
 from tessera.evaluation.evaluate import Evaluator
 from tessera.spec.compose import load_grid
 from tessera.spec.networks import DeformableDetrSpec, Mask2FormerSpec
@@ -57,7 +58,8 @@ def test_every_split_opens_and_loads(name: str, mode, images: tuple[int, int, in
     model = DeformableDetrSpec() if mode == "detection" else Mask2FormerSpec(mode=mode)
     family = SPECS[model.name]
     spec = family(data_root=str(DATA), dataset=dataset.model_copy(update=changed), model=model)
-    for batch in (next(iter(train_loader(spec, catalog, 0))), next(iter(eval_loader(spec, catalog, "val")))):
+    data = OpenedData(spec, ("train", "val"))
+    for batch in (next(iter(train_loader(spec, data, 0))), next(iter(eval_loader(spec, data, "val")))):
         assert batch.targets is not None
         assert batch.images.shape[-2] % 32 == 0 and batch.images.shape[-1] % 32 == 0
         assert batch.images.min() >= 0 and batch.images.max() <= 1

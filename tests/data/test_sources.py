@@ -10,6 +10,7 @@ from tessera.data.catalog import full_catalog, load_catalog
 from tessera.data.datamodule import eval_loader
 from tessera.data.datasets import SegmentationDataset, open_dataset
 from tessera.data.label_map import parse_label_map
+from tessera.data.opened import OpenedData
 from tessera.files import UserError
 from tessera.spec.lineage import data_digest, data_files
 from tessera.spec.networks import DeformableDetrSpec
@@ -150,19 +151,21 @@ def test_the_lineage_covers_every_matched_file(tmp_path: Path) -> None:
     assert data_files(dataset_of("none/*.json"), str(tmp_path)) == [tmp_path / "none/*.json"], "reported as missing"
 
 
-def test_loaders_see_new_files(tmp_path: Path) -> None:
+def test_new_files_are_seen_by_the_next_run(tmp_path: Path) -> None:
     shard(tmp_path, "shards/a.json", {1: "1.png"})
     dataset = dataset_of("shards/*.json")
     dataset = dataset.model_copy(update={"val": dataset.train.model_copy(update={"num_workers": 0})})
     spec = SPECS["deformable_detr"](data_root=str(tmp_path), dataset=dataset, model=DeformableDetrSpec())
-    catalog = load_catalog(dataset, str(tmp_path), "detection")
 
-    def seen() -> list[int]:
-        return [meta.image_id for batch in eval_loader(spec, catalog, "val") for meta in batch.metas]
+    def seen(data: OpenedData) -> list[int]:
+        return [meta.image_id for batch in eval_loader(spec, data, "val") for meta in batch.metas]
 
-    assert seen() == [1]
+    data = OpenedData(spec, ("val",))
+    assert seen(data) == [1]
     shard(tmp_path, "shards/b.json", {1: "2.png"})
-    assert seen() == [1, 3]
+    data.require_unchanged()
+    assert seen(data) == [1]
+    assert seen(OpenedData(spec, ("val",))) == [1, 3]
 
 
 def test_class_maps(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from tessera.data.catalog import load_catalog
 from tessera.data.datamodule import eval_loader, train_loader
 from tessera.data.demo import write_demo
+from tessera.data.opened import OpenedData
 from tessera.data.tasks import Tasks
 from tessera.spec.networks import Mask2FormerSpec, OneFormerSpec, TaskProbabilitySpec
 from tessera.spec.schema import SPECS, AugmentationSpec, DatasetSpec, DemoSpec, Spec, SplitSpec
@@ -123,7 +124,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read(spec: Spec, start: int = 0) -> list[Batch]:
-    return list(train_loader(spec, load_catalog(spec.dataset, spec.data_root, "panoptic"), 0, start))
+    return list(train_loader(spec, OpenedData(spec, ("train",)), 0, start))
 
 
 def test_batches_name_their_tasks_and_hold_their_targets(demo: Path) -> None:
@@ -155,5 +156,5 @@ def test_tasks_neither_shift_the_augmentation_nor_depend_on_workers(demo: Path) 
 
 def test_evaluation_is_asked_by_others(demo: Path) -> None:
     spec = make_spec(demo, "oneformer")
-    batches = list(eval_loader(spec, load_catalog(spec.dataset, str(demo), "panoptic"), "val"))
+    batches = list(eval_loader(spec, OpenedData(spec, ("val",)), "val"))
     assert all(batch.tasks is None for batch in batches)

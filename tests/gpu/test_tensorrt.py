@@ -10,6 +10,7 @@ import torch
 
 from tessera.data.datamodule import eval_loader
 from tessera.data.demo import CATALOG, write_demo
+from tessera.data.opened import OpenedData
 from tessera.deploy.engine import availability, build_engine, sidecar
 from tessera.deploy.export import export
 from tessera.deploy.parity import check_parity
@@ -116,7 +117,9 @@ def demo_dataset() -> dict[str, object]:
 def measure(path: Path, spec: Spec) -> dict[str, float]:
     predictor = load_predictor(path, spec.postprocess)
     catalog = predictor.header.catalog
-    batches = eval_loader(spec, catalog, "test", fixed_size=(128, 128), max_batch=predictor.max_batch)
+    batches = eval_loader(
+        spec, OpenedData(spec, ("test",), catalog), "test", fixed_size=(128, 128), max_batch=predictor.max_batch
+    )
     evaluation = evaluate(predictor, batches, catalog, spec.model.mode, progress=False)
     assert evaluation.images == 5
     return evaluation.metrics

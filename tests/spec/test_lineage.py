@@ -7,6 +7,7 @@ import pytest
 from tessera.files import canonical_json
 from tessera.spec.lineage import (
     STAGES,
+    Lineages,
     ancestry,
     data_digest,
     data_files,
@@ -223,11 +224,11 @@ def test_weights_to_start_from_count_by_content(tmp_path: Path) -> None:
         key = "train.pretrained_model_path" if "train" in sections else "model.backbone.pretrained"
         spec = make_spec(**sections)
         assert lineage(spec, "train")["weights"] == {key: "missing"}
-        digests = [resume_digest(spec)]
+        digests = [resume_digest(Lineages(spec))]
         for text in ("one", "other", "one"):
             path.write_text(text)
             assert {step for step in STEPS if "weights" in lineage(spec, *step)} == set(STEPS)
-            digests.append(resume_digest(spec))
+            digests.append(resume_digest(Lineages(spec)))
         assert digests[1] == digests[3] and len(set(digests)) == 3
         path.unlink()
     folder = tmp_path / "hub"
@@ -253,7 +254,9 @@ RESUMES = {
 @pytest.mark.parametrize(("train", "same"), RESUMES.values(), ids=RESUMES.keys())
 def test_resume_folder_is_kept_by_what_continues_a_training(train: dict[str, Any], same: bool) -> None:
     schedule = {"optim": {"lr_scheduler": train.get("optim", {}).get("lr_scheduler", "MultiStep")}}
-    assert (resume_digest(make_spec(train=schedule)) == resume_digest(make_spec(train=train))) is same
+    assert (
+        resume_digest(Lineages(make_spec(train=schedule))) == resume_digest(Lineages(make_spec(train=train)))
+    ) is same
 
 
 def test_differences_name_every_changed_leaf() -> None:

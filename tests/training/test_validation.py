@@ -7,8 +7,8 @@ import os
 import pytest
 import torch
 
-from tessera.data.catalog import load_catalog
 from tessera.data.datamodule import eval_loader
+from tessera.data.opened import OpenedData
 from tessera.evaluation.evaluate import evaluate
 from tessera.inference import load_predictor
 from tessera.models import build_model
@@ -50,8 +50,8 @@ def test_the_best_weights_score_in_evaluation_what_validation_said(work):
     assert report(results)["postprocess"] == PostprocessSpec(**OPEN).model_dump()
     predictor = load_predictor(results / "model.pth", device="cpu")
     spec = toy.make_spec(work, LEARN | {"postprocess": OPEN})
-    catalog = load_catalog(spec.dataset, spec.data_root, "panoptic")
-    found = evaluate(predictor, eval_loader(spec, catalog, "val"), catalog, "panoptic", progress=False)
+    data = OpenedData(spec, ("val",))
+    found = evaluate(predictor, eval_loader(spec, data, "val"), data.catalog, "panoptic", progress=False)
     assert found.metrics["PQ"] == pytest.approx(best["value"], abs=1e-6)
 
 
@@ -126,8 +126,8 @@ def test_equal_shares_of_forwards_where_all_processes_take_part_in_each(tmp_path
     """Three batches for two processes: the second one runs the network once more, which counts nowhere."""
     few = json.loads(json.dumps(toy.SPEC["dataset"]["generator"])) | {"val_images": 3}
     spec = toy.make_spec(tmp_path, {"dataset.generator": few, "dataset.val.batch_size": 1})
-    catalog = load_catalog(spec.dataset, spec.data_root, "panoptic")
-    model = build_model(spec.model, catalog)
+    data = OpenedData(spec, ("val",))
+    model = build_model(spec.model, data.catalog)
     model.network.eval()
     calls = []
 
@@ -137,7 +137,7 @@ def test_equal_shares_of_forwards_where_all_processes_take_part_in_each(tmp_path
 
     seen = {}
     for rank in (0, 1):
-        validation = Validation(spec, catalog, model, OPEN, rank, 2, in_step=True)
+        validation = Validation(spec, data, model, OPEN, rank, 2, in_step=True)
         evaluator, losses = validation.share(forward)
         seen[rank] = len(evaluator.records)
         assert len(losses["loss"]) == seen[rank]

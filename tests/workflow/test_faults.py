@@ -483,3 +483,62 @@ def test_image_harmed_during_the_run(
     results = toy.run(work, EVERY_STEP)
     assert starts(results)[-1] >= 2
     toy.assert_same_results(root / "results/whole", results)
+
+
+def replace_after(step: int, path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When that step was made."""
+    original = Loop.on_train_batch_end
+
+    def replace(self: Loop, *arguments: Any) -> None:
+        original(self, *arguments)
+        if self.state.step == step:
+            path.write_bytes(content)
+
+    monkeypatch.setattr(Loop, "on_train_batch_end", replace)
+
+
+@pytest.mark.parametrize(("split", "step"), [("train", 3), ("val", 3), ("val", 7), ("train", 7)])
+def test_annotations_replaced_during_a_training(
+    root: Path, work: Path, monkeypatch: pytest.MonkeyPatch, split: str, step: int
+) -> None:
+    """Between two epochs, or before the end: it stops at the next epoch, whether or not somebody puts them back afterwards."""
+    path = work / f"data/demo/panoptic_{split}.json"
+    former = path.read_bytes()
+    value = json.loads(former)
+    for annotation in value["annotations"]:
+        for segment in annotation["segments_info"]:
+            segment["category_id"] = (
+                segment["category_id"] % 4 + 1 if segment["category_id"] < 5 else segment["category_id"]
+            )
+    with monkeypatch.context() as patch:
+        replace_after(step, path, json.dumps(value).encode(), patch)
+        with pytest.raises(UserError, match=rf"panoptic_{split}\.json: changed during this run"):
+            toy.run(work, EVERY_STEP)
+    assert not (work / "results").exists()
+    with pytest.raises(UserError, match=rf"panoptic_{split}\.json: differs from what demo wrote"):
+        toy.run(work, EVERY_STEP)
+    path.write_bytes(former)
+    results = toy.run(work, EVERY_STEP)
+    assert starts(results)[-1] >= 3
+    toy.assert_same_results(root / "results/whole", results)
+
+
+@pytest.mark.parametrize("changes", [{}, {"dataset.train.num_workers": 1}])
+def test_an_image_replaced_by_one_of_the_same_size_during_a_training(
+    root: Path, work: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
+) -> None:
+    from PIL import Image
+
+    image = sorted((work / "data/demo/images/train").iterdir())[0]
+    former = image.read_bytes()
+    other = work / "other.png"
+    Image.open(image).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(other)
+    with monkeypatch.context() as patch:
+        replace_after(4, image, other.read_bytes(), patch)
+        with pytest.raises(
+            UserError, match=rf"{image.name} \(train split of .*\): the image or its masks changed during this run"
+        ):
+            toy.run(work, EVERY_STEP | {"train.num_epochs": 6} | changes)
+    image.write_bytes(former)
+    results = toy.run(work, EVERY_STEP | {"train.num_epochs": 6} | changes)
+    toy.assert_same_results(toy.run(work, {"train.num_epochs": 6}, "again"), results)

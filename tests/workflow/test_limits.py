@@ -234,9 +234,7 @@ def test_a_signal_ends_the_wait_of_a_training(project: Path, tmp_path: Path, sig
     assert digest_file(project / MODEL) == digest
 
 
-def stopped(
-    root: Path, command: list[str], confine: Confine, signum: int, until: str = ""
-) -> tuple[int, str, float]:
+def stopped(root: Path, command: list[str], confine: Confine, signum: int, until: str = "") -> tuple[int, str, float]:
     """What ``end`` gives, and how long it lived after the signal."""
     (root / "hangs").unlink(missing_ok=True)
     process = start(root, command, confine)

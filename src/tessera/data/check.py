@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import filecmp
 import itertools
 from collections import Counter
@@ -158,8 +157,7 @@ def _inspect_split(reader: SegmentationDataset, split: str, findings: Findings, 
         task = bar.add_task(f"check {split}", total=len(reader))
         # The results come in the order of the images, so that the report does too.
         results = pool.map(partial(_inspect, reader), range(len(reader)))
-        # Closed, which Ctrl-C does as well, it takes back what no thread has begun; the pool waits for all others.
-        with contextlib.closing(results):
+        try:
             for index, (target, found) in enumerate(results):
                 findings.errors += found.errors
                 findings.warnings.update(found.warnings)
@@ -167,6 +165,9 @@ def _inspect_split(reader: SegmentationDataset, split: str, findings: Findings, 
                 if target is not None:
                     totals.add(target)
                 bar.advance(task)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)  # else the pool goes through all images before it ends
+            raise
     return totals
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from tessera.data.datasets import SegmentationDataset, open_dataset
+from tessera.data.datasets import SegmentationDataset
 from tessera.data.loader import Loader
+from tessera.data.opened import OpenedData
 from tessera.data.tasks import Task, Tasks
 from tessera.data.transforms import (
     augment,
@@ -24,17 +24,15 @@ from tessera.data.transforms import (
 )
 from tessera.files import UserError
 from tessera.ops.images import input_size, make_batch, pad_and_stack, padded_size
-from tessera.spec.lineage import data_files
-from tessera.spec.networks import Mode
-from tessera.spec.schema import AugmentationSpec, DatasetSpec, Spec
-from tessera.structures import Batch, ClassCatalog, ImageMeta, Sample, Target
+from tessera.spec.schema import AugmentationSpec, Spec
+from tessera.structures import Batch, ImageMeta, Sample, Target
 
 _DIVISOR = 32
 
 
-def require_objects(spec: Spec, catalog: ClassCatalog, split: str) -> None:
+def require_objects(data: OpenedData, split: str) -> None:
     """Raises UserError for a split whose annotations, as far as they tell without a look at masks, hold nothing to learn or to measure."""
-    dataset = _open(spec, split, catalog)
+    dataset = data.split(split)
     nothing = dataset.nothing_to_learn()
     if nothing is not None:
         what = "learned from it" if split == "train" else "measured on it"
@@ -42,7 +40,7 @@ def require_objects(spec: Spec, catalog: ClassCatalog, split: str) -> None:
 
 
 def train_loader(
-    spec: Spec, catalog: ClassCatalog, epoch: int, start_batch: int = 0, rank: int = 0, world_size: int = 1
+    spec: Spec, data: OpenedData, epoch: int, start_batch: int = 0, rank: int = 0, world_size: int = 1
 ) -> Loader:
     """The batches of one epoch (counted from 0) for one process; the first one yielded is number ``start_batch``.
 
@@ -50,7 +48,7 @@ def train_loader(
     its incomplete last batch; with ``train.iters_per_epoch``, that many batches out of an endless row of passes, in which the next
     epoch goes on where this one ends.
     """
-    dataset = _open(spec, "train", catalog)
+    dataset = data.split("train")
     section = spec.dataset.train
     batches = TrainBatches(
         len(dataset),
@@ -64,17 +62,18 @@ def train_loader(
     )
     augmentation = spec.dataset.augmentation
     return Loader(
-        AugmentedDataset(dataset, augmentation, section.target_size, spec.seed, Tasks.of(spec.model, catalog)),
+        AugmentedDataset(dataset, augmentation, section.target_size, spec.seed, Tasks.of(spec.model, data.catalog)),
         batches,
         TrainCollate(augmentation.train_crop_size or augmentation.fixed_padding, spec.model.pixel_mean),
         section.num_workers,
         "dataset.train",
+        functools.partial(data.require_same_pictures, "train"),
     )
 
 
 def eval_loader(
     spec: Spec,
-    catalog: ClassCatalog,
+    data: OpenedData,
     split: str,
     fixed_size: tuple[int, int] | None = None,
     limit: int | None = None,
@@ -87,7 +86,7 @@ def eval_loader(
     A batch holds images of one padded size only, so that batch-mates never change an image's input. ``limit`` takes the first
     so many images; ``fixed_size`` and ``max_batch`` are what a runtime accepts.
     """
-    dataset = _open(spec, split, catalog)
+    dataset = data.split(split)
     section = getattr(spec.dataset, split)
     augmentation = spec.dataset.augmentation
     count = len(dataset) if limit is None else min(limit, len(dataset))
@@ -102,6 +101,7 @@ def eval_loader(
         EvalCollate(augmentation, spec.model.pixel_mean, fixed_size, section.target_size),
         section.num_workers,
         f"dataset.{split}",
+        functools.partial(data.require_same_pictures, split),
     )
 
 
@@ -233,7 +233,8 @@ class TrainCollate:
         ]
         targets = [pad_target(sample.target, size) for sample in samples]
         tasks: list[str] = [task for _, _, task in items if task is not None]
-        return Batch(images, padding, metas, targets, truths=None, tasks=tasks or None)
+        stamps = [sample.stamp for sample in samples]
+        return Batch(images, padding, metas, targets, truths=None, tasks=tasks or None, stamps=stamps)
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,7 @@ class EvalCollate:
             for sample, meta in zip(samples, batch.metas, strict=True)
         ]
         batch.truths = [sample.target for sample in samples]
+        batch.stamps = [sample.stamp for sample in samples]
         return batch
 
 
@@ -271,25 +273,3 @@ def _training_target(truth: Target, resized: tuple[int, int], padded: tuple[int,
 
 def _size(image: Tensor) -> tuple[int, int]:
     return image.shape[-2], image.shape[-1]
-
-
-def _open(spec: Spec, split: str, catalog: ClassCatalog) -> SegmentationDataset:
-    stamps = tuple((str(path), *_stamp(path)) for path in data_files(spec.dataset, spec.data_root, (split,)))
-    text = spec.dataset.model_dump_json()
-    return _open_once(text, split, catalog, spec.model.mode, spec.data_root, stamps)
-
-
-@functools.lru_cache(maxsize=4)
-def _open_once(
-    text: str, split: str, catalog: ClassCatalog, mode: Mode, data_root: str, _stamps: tuple[tuple[str, int, int], ...]
-) -> SegmentationDataset:
-    """Every epoch makes its loader anew; the annotations are parsed again only when a file has changed."""
-    return open_dataset(DatasetSpec.model_validate_json(text), split, catalog, mode, data_root)
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    try:
-        status = path.stat()
-    except FileNotFoundError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns

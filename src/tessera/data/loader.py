@@ -64,9 +64,12 @@ class Loader(DataLoader[Any]):
         collate: Callable[[list[Any]], Any],
         workers: int,
         key: str,
+        check: Callable[[Any], None],
     ) -> None:
-        """``key``: section of the spec that ``workers`` comes from, such as dataset.val. 0 makes the batches in this process."""
+        """``key``: section of the spec that ``workers`` comes from, such as dataset.val. 0 makes the batches in this process. ``check`` sees
+        every batch first, in this process, and may raise."""
         self.key = key
+        self.check = check
         super().__init__(
             dataset,
             batch_sampler=batches,
@@ -80,7 +83,9 @@ class Loader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator does all that is asked of PyTorch's own class
         if not self.num_workers:
-            yield from super().__iter__()
+            for batch in super().__iter__():
+                self.check(batch)
+                yield batch
             return
         require_room({self.key: self.num_workers})
         self.worker_init_fn = functools.partial(_begin, os.getpid(), self.sits_out)
@@ -94,6 +99,7 @@ class Loader(DataLoader[Any]):
                     batch = self._next(batches)
                 if batch is None:
                     return
+                self.check(batch)
                 yield batch
         finally:
             late = threading.Timer(GRACE_SECONDS, kill)
@@ -255,7 +261,7 @@ def _receive(process: int, file: int, inode: int, size: int, start: int) -> Any:
             f"a batch of {size >> 20} MB from loader process {process} cannot be received ({error}; {used} of {limit} open files, "
             "`ulimit -n`, are in use); set num_workers: 0, or raise the limit"
         ) from None
-    return _Unpickler(io.BytesIO(content[start:].numpy()), content).load()
+    return _Unpickler(io.BytesIO(content[start:].numpy().data), content).load()
 
 
 class _Pickler(pickle.Pickler):
@@ -269,7 +275,7 @@ class _Pickler(pickle.Pickler):
         content = value.contiguous().flatten().view(torch.uint8).numpy()
         self._tensors.write(bytes(-self._tensors.tell() % _ALIGNMENT))
         start = self._tensors.tell()
-        self._tensors.write(content)
+        self._tensors.write(content.data)
         return start, len(content), value.dtype, tuple(value.shape)
 
 

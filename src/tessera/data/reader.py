@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from abc import ABC, abstractmethod
@@ -72,11 +73,22 @@ class SegmentationDataset(ABC):
 
     def read(self, index: int) -> Sample:
         """Raises UserError with every fault of the record; ``data.check`` finds all of them before a run."""
+        # Taken before the files are read, it can only be older than what was read.
+        stamp = self._stamp(index)
         image = self.image(index)
         findings = Findings()
         target = self.target(index, (image.shape[1], image.shape[2]), findings)
         findings.raise_errors(f"{self.source}, image {self.file_names[index]}")
-        return Sample(image, target, self.image_ids[index], self.file_names[index])
+        return Sample(image, target, self.image_ids[index], self.file_names[index], stamp)
+
+    def _stamp(self, index: int) -> int:
+        found: list[int] = []
+        for path in (self.image_path(index), self.mask_path(index)):
+            if path is not None:
+                with contextlib.suppress(OSError):  # said by who reads it
+                    status = path.stat()
+                    found += [status.st_size, status.st_mtime_ns]
+        return hash(tuple(found))
 
     @abstractmethod
     def annotated_size(self, index: int) -> tuple[int, int] | None:

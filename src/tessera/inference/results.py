@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -59,11 +59,13 @@ def infer(
     folder: Path,
     split_images: Sequence[ImageSource] = (),
     inputs: Mapping[str, str] | None = None,
-    origin: Mapping[str, Any] | None = None,
+    record: Mapping[str, Any] | None = None,
+    finished: Callable[[], None] | None = None,
 ) -> Written:
     """Predicts on ``spec.inference.images``, or on ``split_images`` where that is not set, and writes ``folder`` whole or not at all.
 
-    ``inputs``: ``provenance.digests`` of the model; ``origin``: what the lineage says of a model that is not the experiment's own.
+    ``inputs``: ``provenance.digests`` of the model; ``record``: the lineage, where it is not the spec's own. ``finished`` is called after
+    the last image and before anything bears its name; may raise.
     Raises UserError when there is no image; that nothing is found in any of them is only warned of.
     """
     sources = choose_images(spec, split_images)
@@ -75,11 +77,20 @@ def infer(
         "runtime": predictor.runtime,
         "precision": predictor.precision,
         "source": spec.inference.images or f"the {spec.evaluate.split} split of {spec.dataset.name}",
-        "lineage": lineage(spec, "infer", predictor.runtime, predictor.precision) | dict(origin or {}),
+        "lineage": dict(record or lineage(spec, "infer", predictor.runtime, predictor.precision)),
         "facts": provenance.collect(),
     }
     names = [source.file_name for source in sources]
+    if finished is not None:
+        stream = _then(stream, finished)
     return write_results(stream, names, folder, header.catalog, predictor.mode, spec.inference, facts, inputs)
+
+
+def _then(
+    stream: Iterable[tuple[Tensor, Predictions]], finished: Callable[[], None]
+) -> Iterator[tuple[Tensor, Predictions]]:
+    yield from stream
+    finished()
 
 
 def predict_to(

@@ -169,13 +169,14 @@ def lineage_digest(spec: Spec, verb: str, runtime: str = "torch", precision: str
     return Lineages(spec).digest(verb, runtime, precision)
 
 
-def resume_digest(spec: Spec) -> str:
+def resume_digest(lineages: Lineages) -> str:
     """Names the folder of the resume state: the train lineage without what may change between two starts of one training.
 
     That is ``num_epochs`` (more epochs continue the same training) unless the schedule's curve depends on it, and the explicit
     checkpoint to resume from.
     """
-    found = lineage(spec, "train")
+    spec, found = lineages.spec, lineages.of("train")
+    found |= {"train": dict(found["train"])}  # the sections are shared by all answers
     if spec.train.optim.lr_scheduler != "WarmupPoly":
         del found["train"]["num_epochs"]
     del found["train"]["resume_training_checkpoint_path"]

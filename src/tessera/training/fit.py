@@ -19,14 +19,13 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.strategies import DDPStrategy, FSDPStrategy
 from torch.distributed.fsdp.wrap import size_based_auto_wrap_policy
 
-from tessera.data.catalog import load_catalog
 from tessera.data.datamodule import train_loader
 from tessera.data.loader import require_room
 from tessera.files import UserError
 from tessera.models import build_model
 from tessera.models.base import Model
 from tessera.provenance import Header
-from tessera.spec.lineage import differences, lineage
+from tessera.spec.lineage import differences
 from tessera.spec.schema import PostprocessSpec, Spec
 from tessera.structures import Batch
 from tessera.training.checkpoint import say
@@ -46,7 +45,7 @@ SHARD_PARAMETERS = 1_000_000
 """FSDP: modules of at least so many parameters are sharded as one piece."""
 
 
-def fit(spec: Spec, experiment: str, checkpoints: Path, rank: int = 0) -> None:
+def fit(spec: Spec, experiment: str, plan: Plan, rank: int = 0) -> None:
     """Leaves the checkpoint of the last step in the resume folder, whose lock the caller holds.
 
     Raises TrainingStopped after a signal, UserError for what the user can mend: data, a loss that is not finite, memory.
@@ -54,25 +53,23 @@ def fit(spec: Spec, experiment: str, checkpoints: Path, rank: int = 0) -> None:
     hardware = choose(spec.train)
     try:
         with deterministic(hardware, spec.train.threads):
-            _fit(spec, experiment, checkpoints, rank, hardware)
+            _fit(spec, experiment, plan, rank, hardware)
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise UserError(memory_advice(spec, hardware)) from None
         raise
 
 
-def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Hardware) -> None:
+def _fit(spec: Spec, experiment: str, plan: Plan, rank: int, hardware: Hardware) -> None:
     train, first = spec.train, rank == 0
-    catalog = load_catalog(spec.dataset, spec.data_root, spec.model.mode)
-    plan = Plan.of(spec, experiment, checkpoints, catalog, hardware.world_size)
+    data, lineage = plan.data, plan.data.lineages.of("train")
     # Training's and validation's are there at the same time; what is too low for them is told now, not after an epoch.
-    splits = ("train", "val") if plan.validates else ("train",)
-    require_room({f"dataset.{split}": getattr(spec.dataset, split).num_workers for split in splits})
+    require_room({f"dataset.{split}": getattr(spec.dataset, split).num_workers for split in data.splits})
 
     def build(load_pretrained: bool) -> Model:
         torch.manual_seed(counter_seed(spec.seed, "initial weights"))
         return build_model(
-            spec.model, catalog, PostprocessSpec(), train.activation_checkpoint, load_pretrained=load_pretrained
+            spec.model, data.catalog, PostprocessSpec(), train.activation_checkpoint, load_pretrained=load_pretrained
         )
 
     afresh = plan.folder.is_empty() and train.resume_training_checkpoint_path is None
@@ -89,7 +86,8 @@ def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Ha
     frozen = freeze(model.network, train.freeze)
 
     def load(epoch: int, start_batch: int) -> Iterable[Batch]:
-        return stop.attend(train_loader(spec, catalog, epoch, start_batch, rank, hardware.world_size))
+        data.require_unchanged()
+        return stop.attend(train_loader(spec, data, epoch, start_batch, rank, hardware.world_size))
 
     if first:
         _announce(spec, plan, state, hardware)
@@ -105,11 +103,11 @@ def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Ha
         restored,
         plan.folder,
         {
-            "header": Header("train", experiment, spec, lineage(spec, "train"), catalog).to_json(),
-            "lineage": lineage(spec, "train"),
+            "header": Header("train", experiment, spec, lineage, data.catalog).to_json(),
+            "lineage": lineage,
             "steps_per_epoch": plan.steps_per_epoch,
         },
-        Validation(spec, catalog, model, state.postprocess, rank, hardware.world_size, hardware.sharded, stop)
+        Validation(spec, data, model, state.postprocess, rank, hardware.world_size, hardware.sharded, stop)
         if plan.validates
         else None,
         progress,
@@ -121,7 +119,7 @@ def _fit(spec: Spec, experiment: str, checkpoints: Path, rank: int, hardware: Ha
             trainer = _trainer(hardware, plan.folder.path, loop, train.distributed_strategy)
             trainer.fit(
                 TrainModule(model.network, model.criterion, train, schedule, spec.seed, frozen),
-                Stream(load, plan.steps_per_epoch, state.step, plan.total, len(catalog)),
+                Stream(load, plan.steps_per_epoch, state.step, plan.total, len(data.catalog)),
             )
     finally:
         progress.close()

@@ -16,7 +16,9 @@ import torch
 
 from tessera.files import UserError
 from tessera.log import join_log, log_path
+from tessera.spec.lineage import differences
 from tessera.spec.schema import Spec
+from tessera.training.hardware import choose
 from tessera.training.interrupt import StopRequest, TrainingStopped
 
 GRACE_SECONDS = 20.0
@@ -33,8 +35,9 @@ def external_rank(world_size: int) -> int | None:
     return None
 
 
-def launch(spec: Spec, experiment: str, checkpoints: Path, processes: int) -> None:
-    """Runs ``fit`` in ``processes`` processes; raises UserError or TrainingStopped as the first of them did."""
+def launch(spec: Spec, experiment: str, checkpoints: Path, processes: int, lineage: dict[str, Any]) -> None:
+    """Runs ``fit`` in ``processes`` processes; raises UserError or TrainingStopped as the first of them did. ``lineage``: of the
+    train stage, which each of them must find as well."""
     context = torch.multiprocessing.get_context("spawn")
     reports = context.SimpleQueue()
     with socket.socket() as probe:
@@ -42,7 +45,7 @@ def launch(spec: Spec, experiment: str, checkpoints: Path, processes: int) -> No
         port = probe.getsockname()[1]
     workers = [
         context.Process(
-            target=_work, args=(rank, port, os.getpid(), log_path(), reports, spec, experiment, checkpoints)
+            target=_work, args=(rank, port, os.getpid(), log_path(), reports, spec, experiment, checkpoints, lineage)
         )
         for rank in range(processes)
     ]
@@ -99,6 +102,7 @@ def _work(
     spec: Spec,
     experiment: str,
     checkpoints: Path,
+    lineage: dict[str, Any],
 ) -> None:
     ctypes.CDLL(None).prctl(
         1, signal.SIGKILL
@@ -114,9 +118,13 @@ def _work(
     if log is not None:
         join_log(log)
     from tessera.training.fit import fit
+    from tessera.training.plan import Plan
 
     try:
-        fit(spec, experiment, checkpoints, rank)
+        plan = Plan.of(spec, experiment, checkpoints, choose(spec.train).world_size)
+        if found := differences(lineage, plan.data.lineages.of("train")):
+            raise UserError(f"the dataset changed while the training began ({'; '.join(found)}); run it again")
+        fit(spec, experiment, plan, rank)
     except UserError as error:
         reports.put(("user", 0, str(error)))
     except TrainingStopped as stopped:

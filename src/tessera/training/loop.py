@@ -178,11 +178,17 @@ class Loop(Callback):
 
 
 def require_same_start(step: int, folder: Folder) -> None:
-    """Raises UserError where the processes of a training found different checkpoints, as machines do that share no disk."""
+    """Raises UserError where the processes of a training found different data or checkpoints, as machines do that share no disk."""
     if not torch.distributed.is_initialized():
         return
-    found: list[int] = [0] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, step)
+    told: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(told, (step, folder.path.name))
+    if len({name for _, name in told}) > 1:
+        raise UserError(
+            f"{folder.path.parent}: the processes of this training found different specs or data (they would save in "
+            f"{', '.join(name for _, name in told)}, by rank); put the same configuration and dataset on all machines"
+        )
+    found = [other for other, _ in told]
     if len(set(found)) > 1:
         raise UserError(
             f"{folder.path}: the processes of this training would continue from different steps there ({found}, by rank); the root of "

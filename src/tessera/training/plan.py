@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from tessera.data.datamodule import eval_loader, require_objects, train_loader
+from tessera.data.datamodule import TrainBatches, require_objects
+from tessera.data.opened import OpenedData
 from tessera.files import UserError, digest_file, missing
-from tessera.spec.lineage import differences, lineage, resume_digest
+from tessera.spec.lineage import Lineages, differences, resume_digest
 from tessera.spec.schema import Spec
-from tessera.structures import ClassCatalog
 from tessera.training.checkpoint import Folder, read_checkpoint, require_fit, say
 
 FREE = (
@@ -32,6 +32,8 @@ FREE = (
 
 @dataclass(frozen=True)
 class Plan:
+    data: OpenedData
+    """Of train and, where the training validates, val."""
     folder: Folder
     steps_per_epoch: int
     total: int
@@ -39,11 +41,11 @@ class Plan:
     validates: bool
 
     @classmethod
-    def of(cls, spec: Spec, experiment: str, checkpoints: Path, catalog: ClassCatalog, world_size: int) -> Plan:
+    def of(
+        cls, spec: Spec, experiment: str, checkpoints: Path, world_size: int, lineages: Lineages | None = None
+    ) -> Plan:
         """Raises UserError where the train split cannot feed one step or train or val hold nothing to be found, or a key needs a val split
-        that is not there."""
-        require_objects(spec, catalog, "train")
-        steps = len(train_loader(spec, catalog, 0, 0, 0, world_size))
+        that is not there. ``lineages``: see ``OpenedData``."""
         dataset, train = spec.dataset, spec.train
         validates = dataset.val.annotations is not None
         for wanted, key in (
@@ -57,12 +59,15 @@ class Plan:
                 raise UserError(
                     f"{key} needs validation, but the dataset {dataset.name!r} has no dataset.val.annotations"
                 )
-        if validates:
-            # The faults of its annotations are told now, not after the first epochs.
-            require_objects(spec, catalog, "val")
-            eval_loader(spec, catalog, "val", limit=1)
-        path = checkpoints / experiment / resume_digest(spec)
+        # The faults of the annotations of both are told now, not after the first epochs.
+        data = OpenedData(spec, ("train", "val") if validates else ("train",), None, lineages)
+        for split in data.splits:
+            require_objects(data, split)
+        images, batch = len(data.split("train")), dataset.train.batch_size
+        steps = len(TrainBatches(images, batch, spec.seed, 0, train.iters_per_epoch, world_size=world_size))
+        path = checkpoints / experiment / resume_digest(data.lineages)
         return cls(
+            data,
             Folder(path, spec.model.name, steps, train.keep_checkpoints, train.shared_checkpoints),
             steps,
             steps * train.num_epochs,
@@ -96,7 +101,7 @@ def find_checkpoint(
 
 
 def _require_same(checkpoint: dict[str, Any], source: Path, spec: Spec, plan: Plan, quiet: bool) -> None:
-    changed = differences(checkpoint["lineage"], lineage(spec, "train"))
+    changed = differences(checkpoint["lineage"], plan.data.lineages.of("train"))
     bent = spec.train.optim.lr_scheduler == "WarmupPoly"
     refused = [line for line in changed if not line.startswith(FREE) or (bent and line.startswith("train.num_epochs"))]
     if refused:

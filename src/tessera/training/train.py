@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from tessera.data.catalog import load_catalog
+from tessera.data.opened import OpenedData
 from tessera.files import UserError, write_json, write_text
 from tessera.models import build_model
 from tessera.models.artifact import save_model
 from tessera.models.base import Model
 from tessera.provenance import Header, digests, sealed
-from tessera.spec.lineage import DECIDING, lineage
+from tessera.spec.lineage import DECIDING, Lineages
 from tessera.spec.schema import PostprocessSpec, Spec
-from tessera.structures import Batch, ClassCatalog
+from tessera.structures import Batch
 from tessera.training.checkpoint import say
 from tessera.training.fit import fit, resume
 from tessera.training.hardware import choose, deterministic
@@ -33,18 +33,18 @@ from tessera.training.validation import Validation
 from tessera.training.weights import count_parameters, describe, describe_start, freeze, start_from
 
 
-def train(spec: Spec, experiment: str, results: Path, checkpoints: Path) -> None:
+def train(spec: Spec, experiment: str, results: Path, checkpoints: Path, lineages: Lineages | None = None) -> None:
     """Trains, or continues below ``checkpoints``, and at the end writes three files into ``results``, the experiment's folder.
 
     Where the training is already finished, or ``train.num_epochs`` is 0, only the files are written. After Ctrl-C, SIGTERM or
-    SIGHUP the state is saved and SystemExit 130, 143 or 129 leaves. Raises UserError for what the user can mend.
+    SIGHUP the state is saved and SystemExit 130, 143 or 129 leaves. ``lineages``: see ``OpenedData``. Raises UserError for what the user can mend.
     """
     _require_statistics(spec)
     hardware = choose(spec.train)
     rank = external_rank(hardware.world_size)
     if spec.train.num_epochs == 0:
         if not rank:
-            _take_over(spec, experiment, results)
+            _take_over(spec, experiment, results, lineages)
         return
     if hardware.nodes > 1 and rank is None:
         raise UserError(
@@ -52,32 +52,31 @@ def train(spec: Spec, experiment: str, results: Path, checkpoints: Path) -> None
             f"hand it is `srun --nodes={hardware.nodes} --ntasks-per-node={hardware.processes}` or `torchrun --nnodes={hardware.nodes} "
             f"--nproc-per-node={hardware.processes}`. Or set train.num_nodes=1"
         )
-    catalog = load_catalog(spec.dataset, spec.data_root, spec.model.mode)
-    plan = Plan.of(spec, experiment, checkpoints, catalog, hardware.world_size)
+    plan = Plan.of(spec, experiment, checkpoints, hardware.world_size, lineages)
     with contextlib.nullcontext() if rank else plan.folder.lock():
         try:
-            finished = _finished(spec, plan, catalog)
+            finished = _finished(spec, plan)
             if finished is None:
                 if hardware.world_size > 1 and rank is None:
-                    launch(spec, experiment, checkpoints, hardware.processes)
+                    launch(spec, experiment, checkpoints, hardware.processes, plan.data.lineages.of("train"))
                 else:
-                    fit(spec, experiment, checkpoints, rank or 0)
+                    fit(spec, experiment, plan, rank or 0)
         except TrainingStopped as stopped:
             if not rank:
                 say(f"{signal.Signals(stopped.signum).name}: {stopped}")
             raise SystemExit(128 + stopped.signum) from None
         if not rank:
-            finished = finished or _finished(spec, plan, catalog)
+            finished = finished or _finished(spec, plan)
             if finished is None:
                 raise RuntimeError(f"{plan.folder.path}: holds no checkpoint of step {plan.total} after training")
-            _export(spec, experiment, results, plan, catalog, *finished)
+            _export(spec, experiment, results, plan, *finished)
 
 
-def _finished(spec: Spec, plan: Plan, catalog: ClassCatalog) -> tuple[Model, dict[str, Any]] | None:
+def _finished(spec: Spec, plan: Plan) -> tuple[Model, dict[str, Any]] | None:
     """The last step's checkpoint, and its model with the weights; None where the training has to go on."""
     if plan.folder.is_empty() and spec.train.resume_training_checkpoint_path is None:
         return None
-    model = build_model(spec.model, catalog, PostprocessSpec(), load_pretrained=False)
+    model = build_model(spec.model, plan.data.catalog, PostprocessSpec(), load_pretrained=False)
     checkpoint = find_checkpoint(spec, plan, quiet=True, network=model.network)
     if checkpoint is None or checkpoint["state"]["step"] < plan.total:
         return None
@@ -96,10 +95,10 @@ def _require_statistics(spec: Spec) -> None:
         )
 
 
-def _take_over(spec: Spec, experiment: str, results: Path) -> None:
+def _take_over(spec: Spec, experiment: str, results: Path, lineages: Lineages | None) -> None:
     """The pretrained weights as they are. Raises UserError where one of the network's tensors is not among them."""
-    catalog = load_catalog(spec.dataset, spec.data_root, spec.model.mode)
-    model = build_model(spec.model, catalog, PostprocessSpec(), load_pretrained=False)
+    data = OpenedData(spec, lineages=lineages)
+    model = build_model(spec.model, data.catalog, PostprocessSpec(), load_pretrained=False)
     assert spec.train.pretrained_model_path is not None  # held by spec/checks.py
     path = spec.train.pretrained_model_path
     weights = start_from(model.network, path)
@@ -111,7 +110,7 @@ def _take_over(spec: Spec, experiment: str, results: Path) -> None:
         )
     say(describe_start(weights))
     freeze(model.network, spec.train.freeze)
-    _write(spec, experiment, results, catalog, State(weights=weights), model.network, model.network.state_dict())
+    _write(spec, experiment, results, data, State(weights=weights), model.network, model.network.state_dict())
 
 
 def _export(
@@ -119,7 +118,6 @@ def _export(
     experiment: str,
     results: Path,
     plan: Plan,
-    catalog: ClassCatalog,
     model: Model,
     checkpoint: dict[str, Any],
 ) -> None:
@@ -132,7 +130,7 @@ def _export(
     if spec.train.select == "best" and checkpoint["best"] is not None:
         weights = checkpoint["best"]
     if plan.validates and "val_loss" not in state.rows[-1]:
-        row = _validate(spec, catalog, Validation(spec, catalog, model, state.postprocess))
+        row = _validate(spec, Validation(spec, plan.data, model, state.postprocess))
         say(f"after the last epoch: {describe_row(row, metric)}")
         state.record(row)
         if state.consider(f"val_{metric}", row, spec.train.num_epochs):
@@ -150,19 +148,20 @@ def _export(
                 for key in DECIDING[spec.model.mode][:1]
             )
         )
-    _write(spec, experiment, results, catalog, state, model.network, weights)
+    _write(spec, experiment, results, plan.data, state, model.network, weights)
 
 
 def _write(
     spec: Spec,
     experiment: str,
     results: Path,
-    catalog: ClassCatalog,
+    data: OpenedData,
     state: State,
     network: nn.Module,
     weights: dict[str, torch.Tensor],
 ) -> None:
-    header = Header("train", experiment, spec, lineage(spec, "train"), catalog)
+    data.require_unchanged()
+    header = Header("train", experiment, spec, data.lineages.of("train"), data.catalog)
     last = state.rows[-1] if state.rows else {}
     report: dict[str, Any] = {
         "experiment": experiment,
@@ -186,7 +185,7 @@ def _write(
     say(f"wrote {results / 'model.pth'}, metrics.csv and train.json ({state.step} steps, {state.seconds:.0f} s)")
 
 
-def _validate(spec: Spec, catalog: ClassCatalog, validation: Validation) -> dict[str, float]:
+def _validate(spec: Spec, validation: Validation) -> dict[str, float]:
     """The last epoch always ends with a validation; where the interval does not give one, it is made here."""
     hardware = choose(spec.train)
     device = torch.device(f"cuda:{hardware.gpus[0]}" if hardware.gpus else "cpu")

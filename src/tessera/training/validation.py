@@ -14,6 +14,7 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from tessera.data.datamodule import eval_loader
+from tessera.data.opened import OpenedData
 from tessera.evaluation.draw import draw_predictions
 from tessera.evaluation.evaluate import Evaluator, accumulate
 from tessera.files import UserError
@@ -22,7 +23,7 @@ from tessera.models.base import Model
 from tessera.models.common.matching import alone
 from tessera.ops.images import resize
 from tessera.spec.schema import PostprocessSpec, Spec
-from tessera.structures import Batch, ClassCatalog, Predictions, merge_parts
+from tessera.structures import Batch, Predictions, merge_parts
 from tessera.training.interrupt import StopRequest
 from tessera.training.module import move_target
 from tessera.training.state import counter_seed
@@ -44,7 +45,7 @@ class Validation:
     def __init__(
         self,
         spec: Spec,
-        catalog: ClassCatalog,
+        data: OpenedData,
         model: Model,
         postprocess: dict[str, Any],
         rank: int = 0,
@@ -55,9 +56,10 @@ class Validation:
         """``postprocess`` has the keys of that section and takes the place of the model's own. Every process takes its share of the batches and
         gets the row of the whole. ``in_step``: a ``Forward`` is a matter of all processes, so each of them makes equally many."""
         self.spec = spec
-        self.catalog = catalog
+        self.data = data
+        self.catalog = data.catalog
         self.model = model
-        self.postprocess = build_postprocess(spec.model, catalog, PostprocessSpec.model_validate(postprocess))
+        self.postprocess = build_postprocess(spec.model, data.catalog, PostprocessSpec.model_validate(postprocess))
         self.rank = rank
         self.world_size = world_size
         self.in_step = in_step
@@ -88,6 +90,7 @@ class Validation:
 
     def share(self, forward: Forward) -> tuple[Evaluator, Losses]:
         """Of this process."""
+        self.data.require_unchanged()
         evaluator = Evaluator(self.catalog, self.spec.model.mode)
         losses: Losses = defaultdict(list)
         self.picture = None
@@ -102,13 +105,13 @@ class Validation:
                 self.picture = self._draw(batch, found[0])
             return found
 
-        loader = eval_loader(self.spec, self.catalog, "val", rank=self.rank, world_size=self.world_size)
+        loader = eval_loader(self.spec, self.data, "val", rank=self.rank, world_size=self.world_size)
         if self.stop is not None:
             self.stop.attend(loader)
         accumulate(evaluator, predict, loader, progress=False)
         if self.in_step:
-            most = math.ceil(len(eval_loader(self.spec, self.catalog, "val")) / self.world_size)
-            spare = iter(eval_loader(self.spec, self.catalog, "val", limit=1)) if len(loader) < most else ()
+            most = math.ceil(len(eval_loader(self.spec, self.data, "val")) / self.world_size)
+            spare = iter(eval_loader(self.spec, self.data, "val", limit=1)) if len(loader) < most else ()
             with torch.no_grad():
                 for batch in spare:
                     for task in tasks(self.spec.model):
