@@ -53,6 +53,7 @@ def test_every_part_is_listed(grid: Grid, path: Path) -> None:
         "datasets": set(grid.file.datasets),
         "variants": {name for parts in grid.parts.values() for name in parts["variants"]},
         "experiments": {full_name(parts) for parts in grid.parts.values()},
+        "testing": set(grid.testings),
     }
     assert path.stem.partition(".")[0] in listed[path.parent.name]
 

@@ -18,6 +18,7 @@ RECORD = Path(__file__).with_name("versions.json")
 
 NO_STAGE = (
     "cli.py",
+    "commands.py",
     "files.py",
     "gpus.py",
     "log.py",

@@ -41,6 +41,7 @@ TINY = {
         "num_epochs": 6,
         "threads": 1,
         "checkpoint_interval": 1,
+        "keep_checkpoints": None,
         "checkpoint_interval_unit": "step",
         "validation_interval": 6,
         "optim": {"lr": 1.0e-3, "lr_scheduler": "WarmupPoly", "warmup_iters": 4},

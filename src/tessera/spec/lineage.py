@@ -37,15 +37,15 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "train": Stage(("seed", "model", "dataset", "train"), 1, ("training", "models", "ops", "data")),
-    "export": Stage(("export",), 1, ("deploy/export.py", "deploy/graph.py")),
+    "train": Stage(("seed", "model", "dataset", "train"), 2, ("training", "models", "ops", "data")),
+    "export": Stage(("export",), 2, ("deploy/export.py", "deploy/graph.py")),
     "precision": Stage(("precision",), 2, ("deploy/precision.py", "deploy/graph.py")),
     "engine": Stage(("engine",), 1, ("deploy/engine.py", "deploy/graph.py")),
-    "parity": Stage(("parity", "evaluate"), 3, ("deploy/parity.py", "inference"), reads_split=True),
-    "evaluate": Stage(("postprocess", "evaluate", "testing"), 1, ("evaluation", "inference"), reads_split=True),
+    "parity": Stage(("parity", "evaluate"), 4, ("deploy/parity.py", "inference"), reads_split=True),
+    "evaluate": Stage(("postprocess", "evaluate", "testing"), 2, ("evaluation", "inference"), reads_split=True),
     "infer": Stage(
         ("postprocess", "evaluate", "testing", "inference"),
-        2,
+        3,
         ("evaluation/draw.py", "evaluation/canvas.py", "inference"),
         reads_split=True,
     ),
@@ -219,7 +219,7 @@ SPLITS = ("train", "val", "test")
 GENERATED_ROOT = "data"
 """Datasets that a rule makes lie in the project even when the data root is elsewhere, because that may be read-only."""
 
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
 """Raised when a change of src/tessera/data/demo.py changes the scenes; tests/spec/test_versions.py asks for the decision, as for the next."""
 
 CONVERT_VERSION = 2

@@ -39,13 +39,13 @@ from tessera.spec.sources import CONVERTED
 
 RESULTS = "results"
 
-COMPARE_VERSION = 3
+COMPARE_VERSION = 4
 """Raised when a change of src/tessera/reporting changes the tables."""
 
 FIGURES = ("curves", "accuracy_time", "classes", "pictures")
 """Each a PNG and a PDF below ``results/figures/<table>/``."""
 
-FIGURES_VERSION = 2
+FIGURES_VERSION = 3
 """Raised when a change of src/tessera/reporting changes the figures."""
 
 MAX_FIGURE_ROWS = 12
