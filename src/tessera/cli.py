@@ -421,6 +421,30 @@ def verify(
 
 
 @app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="Root of the resume state.", show_default="config/config.yaml's")
+    ] = None,
+    data_root: DataRoot = None,
+    log: Log = None,
+) -> None:
+    """Remove checkpoints that no experiment of the grid can continue from, and of finished trainings all but the last and the best."""
+    from tessera.spec.compose import load_grid
+    from tessera.training.prune import describe_size, prune
+
+    _start_log(log)
+    grid = load_grid(data_root=data_root)
+    root = checkpoints or Path(grid.file.checkpoints)
+    sizes = {"remove": 0, "keep": 0}
+    for item in prune(grid, root, RESULTS, dry_run):
+        sizes[item.verdict] += item.size
+        print(item, flush=True)
+    done = "would be removed (--dry-run)" if dry_run else "removed"
+    print(f"{root}: {describe_size(sizes['remove'])} {done}, {describe_size(sizes['keep'])} kept", flush=True)
+
+
+@app.command()
 def figures(table: Table, data_root: DataRoot = None, log: Log = None) -> None:
     """Draw results/figures/<table>/*.{png,pdf}: curves, accuracy against time, scores by class and pictures of a table's experiments."""
     from tessera.reporting.figures import figures
