@@ -227,6 +227,7 @@ def test_members_and_what_stands_behind_the_end_are_limited(project: Path, monke
         (pack({"a.png": bytes(range(256)) * 9})[:150], "cannot be unpacked"),
         (b"no archive at all", "cannot be unpacked"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "archive",  # its bytes hold the time
 )
 def test_hostile_and_damaged_archives_leave_nothing(content: bytes, message: str, project: Path) -> None:
     (project.parent / "root/x.tar.gz").write_bytes(content)
