@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -222,14 +225,20 @@ LATE = {
         ["export.batch_size: fixes the batch to 4, but engine.min/opt/max_batch_size are (1, 1, 1)"],
     ),
     "windows of another size than the graph": (
-        {"variants/short": {"model": {"mode": "semantic"}, "testing": {"mode": "slide"}}},
+        {
+            "variants/short": {
+                "model": {"mode": "semantic"},
+                "testing": {"mode": "slide"},
+                "export": {"input_height": 640, "input_width": 640},
+            }
+        },
         "results/mask2former_swin-short/onnx_eval.json",
         ["testing.crop_size: is [512, 512], but the graph takes [640, 640]"],
     ),
     "scales of a graph of one size": (
         {"variants/short": {"model": {"mode": "semantic"}, "testing": {"scales": [0.5, 1.0]}}},
         "results/mask2former_swin-short/onnx_eval.json",
-        ["testing.scales: is [0.5, 1.0], but the graph takes [640, 640]"],
+        ["testing.scales: is [0.5, 1.0], but the graph has one size"],
     ),
     "a metric of another mode": (
         {
@@ -345,6 +354,20 @@ def test_logs_and_data_root_reach_the_command_line(project: Project) -> None:
     assert "--data-root my data " in calls["train mask2former_swin-streets"]
     assert "--checkpoints some where " in calls["train mask2former_swin-streets"]
     assert "--log logs/train/mask2former_swin-streets.log" in calls["train mask2former_swin-streets"]
+
+
+def test_without_a_home_that_can_be_written_a_cache_elsewhere_will_do(project: Project) -> None:
+    """As docs/faults.md says; `make` does so by itself."""
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--cores", "1"]
+    homeless = {**os.environ, "HOME": "/proc/none"}
+    homeless.pop("XDG_CACHE_HOME", None)
+    failed = subprocess.run(command, cwd=project.root, env=homeless, capture_output=True, text=True)
+    assert failed.returncode != 0 and "/proc/none" in failed.stdout
+    helped = homeless | {"XDG_CACHE_HOME": str(project.root / ".snakemake/cache")}
+    done = subprocess.run(command, cwd=project.root, env=helped, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = subprocess.run(["make", "-pn", "unlock"], cwd=ROOT, env=homeless, capture_output=True, text=True).stdout
+    assert f"XDG_CACHE_HOME = {ROOT}/.snakemake/cache" in said
 
 
 def test_lint_finds_nothing(project: Project) -> None:

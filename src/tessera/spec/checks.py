@@ -73,7 +73,8 @@ def stage_mistakes(spec: Spec, verb: str, runtime: str) -> Iterator[tuple[str, s
             yield "train.optim.monitor_name", f"val_loss needs validation, {advice}"
     if verb in ("evaluate", "infer") and runtime != "torch" and not spec.export.dynamic_size:
         testing = spec.testing
-        if testing.mode == "slide" and testing.crop_size != graph:
+        # A size that is left out follows from the images, which planning does not open.
+        if testing.mode == "slide" and None not in graph and testing.crop_size != graph:
             yield (
                 "testing.crop_size",
                 f"is {list(testing.crop_size)}, but the graph takes {list(graph)} (height, width) only; set crop_size to that, or "
@@ -82,8 +83,7 @@ def stage_mistakes(spec: Spec, verb: str, runtime: str) -> Iterator[tuple[str, s
         if testing.mode == "whole" and testing.scales != [1.0]:
             yield (
                 "testing.scales",
-                f"is {testing.scales}, but the graph takes {list(graph)} (height, width) only; set testing.mode=slide, or "
-                "export.dynamic_size=true",
+                f"is {testing.scales}, but the graph has one size (height, width); set testing.mode=slide, or export.dynamic_size=true",
             )
     if verb == "export" and (sizes := SWIN_SIZES.get(spec.model.backbone.name)):
         sizes = sizes._replace(**spec.model.backbone.swin.model_dump(exclude_none=True))
