@@ -198,13 +198,13 @@ def hang(after: int) -> Confine:
 
         original, seen = reader.read_image, []
 
-        def read(path: Path) -> torch.Tensor:
+        def read(path: Path, *options: Any) -> torch.Tensor:
             seen.append(path)
             if len(seen) > after:
                 Path("hangs").touch()
                 while True:
                     time.sleep(1000)
-            return original(path)
+            return original(path, *options)
 
         reader.read_image = read
 
