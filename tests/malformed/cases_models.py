@@ -408,7 +408,7 @@ EVALUATIONS = [
         "evaluation-of-unknown-metric",
         COMPARE,
         "tables.demo.metrics",
-        ("no evaluation has PQQ", "there are PQ"),
+        ("no evaluation has PQQ", "mode is panoptic"),
         (table(metrics=["PQQ"]),),
     ),
     Case(
