@@ -540,9 +540,7 @@ def test_shards_that_are_not_as_they_were_made_are_refused() -> None:
     ):
         load_catalog(asked, "raw", "detection")
     (OUT / "manifest.json").unlink()
-    with pytest.raises(
-        UserError, match=r"is not converted, or its last conversion failed: snakemake --cores 2 data/cars"
-    ):
+    with pytest.raises(UserError, match=r"the last `tessera convert` failed: snakemake --cores 2 data/cars"):
         load_catalog(asked, "raw", "detection")
 
 
