@@ -12,7 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
-from tessera.files import read_json, write_json
+from tessera.files import digest_file, read_json, write_json
 from tessera.models import build_model
 from tessera.models.artifact import save_model
 from tessera.provenance import Header
@@ -173,6 +173,9 @@ def test_a_test_split_without_annotations(project: Path, capsys: pytest.CaptureF
     path = project / "data" / test["annotations"]
     document = read_json(path)
     write_json(path, {"images": document["images"]})
+    manifest = read_json(project / "data/demo/manifest.json")
+    manifest["files"][path.name] = digest_file(path)
+    write_json(project / "data/demo/manifest.json", manifest)
     shutil.rmtree(project / "data" / test["panoptic"])
     checked = call(["check", "demo", "--out", "check.json"], project, capsys)
     assert checked.code == 0, checked.err
