@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -44,31 +45,39 @@ at_random = settings(
 """The same examples everywhere, so that a failure is a failure of the change that it appears with."""
 
 
+FORKS = multiprocessing.get_context("forkserver")
+"""Threads that other tests left in this process do not survive a fork of it."""
+FORKS.set_forkserver_preload([__name__, "tessera.training.train", "tessera.data.check"])
+
+
 def answer(command: list[str], folder: Path) -> tuple[int, str]:
     """Exit code and what was printed; the code is that of the signal, negative, where the kernel ended it."""
     said = folder.parent / "said.txt"
-    child = os.fork()
-    if not child:
-        code: int | str | None = 70
-        try:
-            sys.stdout = sys.stderr = said.open("w", encoding="utf-8", errors="backslashreplace")
-            os.chdir(folder)
-            sys.argv = ["tessera", *command]
-            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
-            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-            cli.main()
-            code = 0
-        except SystemExit as end:
-            code = end.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(Exception):
-                sys.stdout.flush()
-            os._exit(code if isinstance(code, int) else 71)
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status), said.read_text(encoding="utf-8")
+    process = FORKS.Process(target=_run, args=(command, folder, said))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode, said.read_text(encoding="utf-8")
+
+
+def _run(command: list[str], folder: Path, said: Path) -> None:
+    code: int | str | None = 0
+    sys.stdout = sys.stderr = said.open("w", encoding="utf-8", errors="backslashreplace")
+    try:
+        os.chdir(folder)
+        sys.argv = ["tessera", *command]
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, used + MEMORY))
+        resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+        cli.main()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 70
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+    os._exit(code if isinstance(code, int) else 71)
 
 
 def judge(command: list[str], folder: Path, before: dict[str, str]) -> None:

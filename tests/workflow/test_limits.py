@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from tests.workflow.project import wait_until
 
 SECONDS = 60
 """Within which a stage must end here, whether it works or not."""
-FORKS = multiprocessing.get_context("fork")
-"""Torch takes seconds to import."""
+FORKS = multiprocessing.get_context("forkserver")
+"""Torch takes seconds to import, and threads that other tests left do not survive a fork of their process."""
+FORKS.set_forkserver_preload(["torch", "tessera.cli", "tessera.training.train", "tessera.data.datamodule"])
 CLONE_NEWNS = 0x20000
 WORKERS = {split: {"num_workers": 2} for split in ("train", "val", "test")}
 STAGES = {
@@ -45,7 +47,6 @@ Confine = Callable[[], None]
 
 
 def make_project(root: Path, dataset: dict[str, Any], scenes: DemoSpec, enlarged: int = 1) -> Path:
-    torch.set_num_threads(1)
     write_config(root)
     write_scenes(root / "data/demo", scenes, enlarged)
     path = root / "config/datasets/demo.yaml"
@@ -101,6 +102,7 @@ def _run(root: Path, command: list[str], confine: tuple[Confine, ...]) -> None:
     os.dup2(sys.stderr.fileno(), 1)
     os.dup2(sys.stderr.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    multiprocessing.set_start_method("fork", force=True)  # as in a command of its own
     for limit in confine:
         limit()
     sys.argv = ["tessera", *command]
@@ -108,19 +110,20 @@ def _run(root: Path, command: list[str], confine: tuple[Confine, ...]) -> None:
 
 
 def shm(options: str) -> Confine:
-    def mount() -> None:
-        if ctypes.CDLL(None).unshare(CLONE_NEWNS):
-            raise PermissionError("unshare")
-        for command in (["--make-rprivate", "/"], ["-t", "tmpfs", "-o", options, "tmpfs", "/dev/shm"]):
-            subprocess.run(["mount", *command], check=True)
-
     if subprocess.run(["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"], capture_output=True).returncode:
         pytest.skip("needs the right to mount a small /dev/shm")
-    return mount
+    return partial(_mount, options)
+
+
+def _mount(options: str) -> None:
+    if ctypes.CDLL(None).unshare(CLONE_NEWNS):
+        raise PermissionError("unshare")
+    for command in (["--make-rprivate", "/"], ["-t", "tmpfs", "-o", options, "tmpfs", "/dev/shm"]):
+        subprocess.run(["mount", *command], check=True)
 
 
 def open_files(count: int) -> Confine:
-    return lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (count, count))
+    return partial(resource.setrlimit, resource.RLIMIT_NOFILE, (count, count))
 
 
 def test_batches_larger_than_a_small_shm(tmp_path: Path) -> None:
@@ -192,23 +195,23 @@ def test_too_little_for_loader_processes(
 
 def hang(after: int) -> Confine:
     """Images after so many of a process are never read, as on a disk that hangs."""
+    return partial(_hang, after)
 
-    def patch() -> None:
-        from tessera.data import reader
 
-        original, seen = reader.read_image, []
+def _hang(after: int) -> None:
+    from tessera.data import reader
 
-        def read(path: Path, *options: Any) -> torch.Tensor:
-            seen.append(path)
-            if len(seen) > after:
-                Path("hangs").touch()
-                while True:
-                    time.sleep(1000)
-            return original(path, *options)
+    original, seen = reader.read_image, []
 
-        reader.read_image = read
+    def read(path: Path, *options: Any) -> torch.Tensor:
+        seen.append(path)
+        if len(seen) > after:
+            Path("hangs").touch()
+            while True:
+                time.sleep(1000)
+        return original(path, *options)
 
-    return patch
+    reader.read_image = read
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
