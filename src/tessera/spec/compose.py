@@ -318,10 +318,10 @@ class Grid:
         origin = self._path("models", f"{model}.yaml")
         section = self._read(origin).get("model")
         family = section.get("name", model) if isinstance(section, dict) else model
-        if family not in SPECS:
+        if not isinstance(family, str) or family not in SPECS:
             text = f"expected the model family, one of {', '.join(SPECS)}, found {family!r}"
             refuse(f"model {model}", [Mistake((origin,), "model.name", text)])
-        return str(family)
+        return family
 
     def _path(self, *pieces: str) -> str:
         return str(self.root.joinpath("config", *pieces))
