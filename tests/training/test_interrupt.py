@@ -1,7 +1,10 @@
 """Which signals stop a training, and when a second one does more."""
 
+import io
 import os
 import signal
+import sys
+import threading
 import time
 
 import pytest
@@ -37,8 +40,10 @@ def test_ctrl_c_again_after_some_seconds_leaves_at_once(stop, later, capsys):
     for _ in range(2):  # of the terminal, and of the parent process, which got it as well
         signal.raise_signal(signal.SIGINT)
     assert stop.signum == signal.SIGINT
+    stop.remove()  # has said everything
     assert capsys.readouterr().err.count("once more to leave at once") == 1
     assert later.sent == []
+    stop.install()
     later()
     signal.raise_signal(signal.SIGINT)
     assert later.sent == [signal.SIGINT]
@@ -50,7 +55,28 @@ def test_slurms_second_sigterm_leaves_time_to_save(stop, later, capsys):
     signal.raise_signal(signal.SIGTERM)
     assert stop.signum == signal.SIGTERM
     assert later.sent == []
+    stop.remove()
     assert capsys.readouterr().err == "SIGTERM: finishing this step, then saving\n"
+
+
+def test_a_signal_in_the_middle_of_a_print_waits_for_nothing(stop, monkeypatch):
+    """Whoever prints holds locks that the message needs, too."""
+    lock = threading.Lock()
+    said = []
+
+    class Stream(io.StringIO):
+        def write(self, text):
+            if not lock.acquire(timeout=5):
+                raise TimeoutError
+            said.append(text)
+            lock.release()
+
+    monkeypatch.setattr(sys, "stderr", Stream())
+    with lock:
+        signal.raise_signal(signal.SIGTERM)
+        assert said == []
+    stop.remove()
+    assert "".join(said) == "SIGTERM: finishing this step, then saving\n"
 
 
 def test_under_nohup_a_lost_terminal_stops_nothing():

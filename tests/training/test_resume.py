@@ -7,6 +7,7 @@ import pty
 import random
 import signal
 import sys
+import time
 
 import pytest
 import torch
@@ -135,8 +136,14 @@ def test_lost_terminal_saves_and_leaves(root, work):
     while b"step 2:" not in said:
         said += os.read(terminal, 4096)
     os.close(terminal)
-    _, status = os.waitpid(process, 0)
-    assert os.WIFEXITED(status), said.decode()
+    deadline = time.monotonic() + 60
+    while not (ended := os.waitpid(process, os.WNOHANG))[0]:
+        if time.monotonic() > deadline:
+            os.kill(process, signal.SIGKILL)
+            os.waitpid(process, 0)
+            pytest.fail(f"still there a minute after its terminal was lost, having said {said.decode()}")
+        time.sleep(0.05)
+    assert os.waitstatus_to_exitcode(ended[1]) == 129, said.decode()
     assert not (work / "results").exists()
     results = toy.run(work)
     assert starts(results)[-1] >= 2

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from queue import SimpleQueue
 from types import FrameType
 from typing import Any
 
@@ -40,6 +41,8 @@ class StopRequest:
         self._since = 0.0
         self.silent = silent
         self._before: dict[int, Any] = {}
+        self._unsaid: SimpleQueue[str | None] = SimpleQueue()
+        self._speaker: threading.Thread | None = None
 
     def install(self) -> None:
         """Only the main thread can; elsewhere the caller's handling stays. Called again it takes back what others set meanwhile."""
@@ -50,11 +53,24 @@ class StopRequest:
                 continue
             previous = signal.signal(signum, self._handle)
             self._before.setdefault(signum, previous)
+        if not self.silent and self._speaker is None:
+            self._speaker = threading.Thread(target=self._speak, daemon=True)
+            self._speaker.start()
+
+    def _speak(self) -> None:
+        """In a thread, because a handler that prints would wait for ever where it interrupted a print: the bar's own thread may hold one of
+        its locks and want the other, which the interrupted print has."""
+        for message in iter(self._unsaid.get, None):
+            say(message)
 
     def remove(self) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before = {}
+        if self._speaker is not None:
+            self._unsaid.put(None)
+            self._speaker.join()
+            self._speaker = None
 
     def attend(self, loader: Loader) -> Loader:
         """Lets the loader's processes sit out signals to the whole process group, and its wait for a batch end after one."""
@@ -80,4 +96,4 @@ class StopRequest:
         self._since = time.monotonic()
         if not self.silent:
             again = "; once more to leave at once" if signum == signal.SIGINT else ""
-            say(f"{signal.Signals(signum).name}: finishing this step, then saving{again}")
+            self._unsaid.put(f"{signal.Signals(signum).name}: finishing this step, then saving{again}")

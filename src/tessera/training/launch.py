@@ -75,7 +75,7 @@ class _Forward(StopRequest):
     """Passes signals on to the workers, which save and end."""
 
     def __init__(self, workers: list[Any]) -> None:
-        super().__init__()
+        super().__init__(silent=True)
         self.workers = workers
 
     def _handle(self, signum: int, _: Any) -> None:
