@@ -103,19 +103,13 @@ def test_every_pair_and_task_of_the_documents_plans(tmp_path: Path):
         grid
         | {"datasets": ["demo"], "variants": ["instance", "semantic"], "seeds": [0], "experiments": [], "tables": {}},
     )
-    targets = [
-        f"results/{name}/{file}" for name in pairs + tasked for file in ("eval.json", "trt_eval.json", "onnx_eval.json")
-    ]
-    jobs = project.plan(*targets)
-    count = len(pairs) + len(tasked)
-    assert count == len(set(pairs + tasked)) > 300
-    assert {
-        rule: jobs[rule] for rule in ("train", "evaluate", "export", "engine", "evaluate_trt", "evaluate_onnx")
-    } == {
-        "train": count,
-        "evaluate": count,
-        "export": count,
-        "engine": count,
-        "evaluate_trt": count,
-        "evaluate_onnx": count,
-    }
+    names = pairs + tasked
+    exported = [name for name in names if "swin_huge" not in name]  # more weights than an ONNX file holds
+    jobs = project.plan(
+        *(f"results/{name}/eval.json" for name in names),
+        *(f"results/{name}/{file}" for name in exported for file in ("trt_eval.json", "onnx_eval.json")),
+    )
+    assert len(names) == len(set(names)) > 300
+    assert {rule: jobs[rule] for rule in ("train", "evaluate")} == dict.fromkeys(("train", "evaluate"), len(names))
+    rules = ("export", "engine", "evaluate_trt", "evaluate_onnx")
+    assert {rule: jobs[rule] for rule in rules} == dict.fromkeys(rules, len(exported))
