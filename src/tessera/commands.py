@@ -51,6 +51,8 @@ class Job:
     lineages: Lineages
     """As they were when the command began: whatever it reads later must be what they say."""
     overrides: Sequence[str] = ()
+    inert: bool = True
+    """Whether the stage makes the same with the overrides as without them."""
     runtime: str = "torch"
     precision: str = "fp32"
     checkpoint: Path | None = None
@@ -76,7 +78,7 @@ class Job:
     @property
     def changed(self) -> str | None:
         """What makes the result another one than the workflow's, in the words of the command line."""
-        if self.overrides:
+        if not self.inert:
             return self.overrides[0]
         return None if self.checkpoint is None else f"--checkpoint {self.checkpoint}"
 
@@ -149,9 +151,20 @@ def open_job(
             f"--precision {precision}: PyTorch evaluates the trained fp32 weights; choose --runtime onnx or trt"
         )
     overrides = tuple(overrides or ())
-    resolved = load_grid(data_root=data_root).resolve(experiment, overrides, testing)
-    job = Job(verb, resolved, Lineages(resolved.spec), overrides, runtime, precision, checkpoint, out, data_root)
-    found = job.lineages.digest(verb, runtime, precision)
+    grid = load_grid(data_root=data_root)
+    resolved = grid.resolve(experiment, overrides, testing)
+    lineages = Lineages(resolved.spec)
+    found = lineages.digest(verb, runtime, precision)
+
+    def makes_the_same() -> bool:
+        try:
+            workflow = grid.resolve(experiment, testing=testing).spec
+        except UserError:  # makes nothing without the overrides
+            return False
+        return Lineages(workflow).digest(verb, runtime, precision) == found
+
+    inert = not overrides or makes_the_same()
+    job = Job(verb, resolved, lineages, overrides, inert, runtime, precision, checkpoint, out, data_root)
     if expect is not None and found != expect:
         raise UserError(
             f"{experiment}: the configuration or the dataset changed while the workflow was running "
@@ -185,7 +198,7 @@ def run(job: Job, checkpoints: Path = Path("checkpoints")) -> None:
                 "infer": _infer,
             }[job.verb](job)
     except OtherSpecError as error:
-        if not job.overrides:
+        if job.inert:
             raise
         raise UserError(
             f"{error.path}: was made from another spec than these overrides give, and it is not made again here: `tessera train "

@@ -15,8 +15,6 @@ from tessera.inference import load_predictor
 from tests.malformed.conftest import call
 from tests.malformed.project import EVALUATION, EXPERIMENT, FOLDER, GRAPH, MODEL, content
 
-INERT = "dataset.test.num_workers=0"
-
 CALLS = {
     "train": f"train {EXPERIMENT} train.num_epochs=0 train.pretrained_model_path={MODEL}",
     "export": f"export {EXPERIMENT} export.opset_version=20",
@@ -25,7 +23,6 @@ CALLS = {
     "evaluate": f"evaluate {EXPERIMENT} evaluate.split=val",
     "evaluate on onnx": f"evaluate {EXPERIMENT} evaluate.split=val --runtime onnx",
     "infer": f"infer {EXPERIMENT} inference.opacity=0.1",
-    "a key that changes nothing": f"evaluate {EXPERIMENT} {INERT}",
     "checkpoint": f"evaluate {EXPERIMENT} --checkpoint {MODEL}",
 }
 
@@ -56,6 +53,25 @@ def test_an_engine_with_an_override_needs_a_place_of_its_own(project: Path, caps
     refused = call(["engine", EXPERIMENT, "engine.workspace_size=2048"], project, capsys)
     assert refused.code == 1
     assert advised(refused.err)[-2:] == ["--out", f"out/{EXPERIMENT}/model.engine"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        f"evaluate {EXPERIMENT} dataset.test.num_workers=0 train.gpu_ids=[1]",
+        f"evaluate {EXPERIMENT} evaluate.split=val evaluate.split=test",
+        f"train {EXPERIMENT} train.gpu_ids=[1] train.verbose=true dataset.train.num_workers=0",
+    ],
+)
+def test_an_override_that_changes_no_result_needs_none(
+    command: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage, name, *_ = command.split()
+    assert call([stage, name], project, capsys).code == 0
+    before = content(project)
+    done = call(command.split(), project, capsys)
+    assert done.code == 0 and f"wrote {FOLDER}/" in done.out + done.err
+    assert content(project).keys() == before.keys()
 
 
 @pytest.mark.parametrize(
