@@ -102,7 +102,6 @@ def _run(root: Path, command: list[str], confine: tuple[Confine, ...]) -> None:
     os.dup2(sys.stderr.fileno(), 1)
     os.dup2(sys.stderr.fileno(), 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    multiprocessing.set_start_method("fork", force=True)  # as in a command of its own
     for limit in confine:
         limit()
     sys.argv = ["tessera", *command]

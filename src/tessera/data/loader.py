@@ -34,6 +34,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tessera.files import UserError, raise_open_file_limit
 
+FORK = multiprocessing.get_context("fork")
+"""How processes start: they share what this one has opened."""
 AHEAD = 2
 """Batches that a process makes before they are asked for."""
 POLL_SECONDS = 1.0
@@ -74,6 +76,7 @@ class Loader(DataLoader[Any]):
             dataset,
             batch_sampler=batches,
             num_workers=workers,
+            multiprocessing_context=FORK if workers else None,
             collate_fn=_Handover(collate, key) if workers else collate,
             # The seed of the processes would otherwise come from the global generator, and shift what training draws from it.
             generator=torch.Generator().manual_seed(0),
@@ -81,7 +84,7 @@ class Loader(DataLoader[Any]):
             prefetch_factor=AHEAD if workers else None,
         )
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a generator does all that is asked of PyTorch's own class
+    def __iter__(self) -> Any:  # a generator, which does all that is asked of PyTorch's own class
         if not self.num_workers:
             for batch in super().__iter__():
                 self.check(batch)
@@ -170,7 +173,7 @@ def require_room(workers: dict[str, int]) -> None:
     locks = []
     try:
         for _ in range(8 + 4 * sum(workers.values())):
-            locks.append(multiprocessing.Lock())
+            locks.append(FORK.Lock())
     except OSError as error:
         disk = Path("/dev/shm")
         size = "does not exist"
