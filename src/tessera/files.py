@@ -294,9 +294,9 @@ def _open_regular(path: str, flags: int) -> int:
     try:
         handle = os.open(path, flags | os.O_NONBLOCK)
     except FileNotFoundError:
-        if not os.path.islink(path):  # noqa: PTH114
+        if not Path(path).is_symlink():
             raise
-        raise OSError(errno.EINVAL, f"a link to {os.readlink(path)}, which does not exist", path) from None  # noqa: PTH115
+        raise OSError(errno.EINVAL, f"a link to {Path(path).readlink()}, which does not exist", path) from None
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise
@@ -308,16 +308,27 @@ def _open_regular(path: str, flags: int) -> int:
     raise OSError(errno.EINVAL, f"{kind}, expected a regular file", path)
 
 
-def require_file(path: Path, expected: str) -> None:
-    """Raises UserError where ``path`` is no file that can be opened; ``expected`` completes "expected ..."."""
+@contextlib.contextmanager
+def reading(path: Path, expected: str) -> Iterator[None]:
+    """Turns what opening and decoding the file raises into a UserError; ``expected`` completes "expected ..."."""
     try:
-        open_input(path).close()
+        yield
     except FileNotFoundError:
         raise UserError(f"{missing(path)}; expected {expected}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, expected {expected}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not {error.encoding.upper()} text (byte {error.start}); expected {expected}"
+        ) from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); expected {expected}") from None
+
+
+def require_file(path: Path, expected: str) -> None:
+    """Raises UserError where ``path`` is no file that can be opened; ``expected`` completes "expected ..."."""
+    with reading(path, expected):
+        open_input(path).close()
 
 
 def read_text(path: Path) -> str:
@@ -350,15 +361,8 @@ def read_json(path: Path) -> Any:
 def reading_json(path: Path) -> Iterator[None]:
     """Turns what opening, decoding and parsing the file raises into the UserError of ``read_json``."""
     try:
-        yield
-    except FileNotFoundError:
-        raise UserError(missing(path)) from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, expected a JSON file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not {error.encoding.upper()} text (byte {error.start}); expected a JSON file"
-        ) from None
+        with reading(path, "a JSON file"):
+            yield
     except json.JSONDecodeError as error:
         raise UserError(
             f"{path}, line {error.lineno}, column {error.colno}: not valid JSON ({error.msg}); is the file cut off?"
@@ -366,8 +370,6 @@ def reading_json(path: Path) -> Iterator[None]:
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else "a number of thousands of digits"
         raise UserError(f"{path}: not valid JSON ({reason}); make the file again") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def canonical_json(value: Any) -> str:

@@ -2,6 +2,7 @@ import pickle
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,8 +156,8 @@ def test_a_loader_process_tells_its_error_alone(workers: int, demo: Path, tmp_pa
     assert "\n" not in str(caught.value)
 
 
-def evaluated(spec: Spec, **keys: int) -> list[Batch]:
-    return list(eval_loader(spec, OpenedData(spec, ("val",)), "val", **keys))  # type: ignore[arg-type]
+def evaluated(spec: Spec, **keys: Any) -> list[Batch]:
+    return list(eval_loader(spec, OpenedData(spec, ("val",)), "val", **keys))
 
 
 def by_image(loaded: list[Batch]) -> dict[str, bytes]:

@@ -12,7 +12,7 @@ from tessera.data.catalog import load_catalog
 from tessera.data.datamodule import eval_loader, train_loader
 from tessera.data.demo import write_demo
 from tessera.data.opened import OpenedData
-from tessera.data.tasks import Tasks
+from tessera.data.tasks import Task, Tasks
 from tessera.spec.networks import Mask2FormerSpec, OneFormerSpec, TaskProbabilitySpec
 from tessera.spec.schema import SPECS, AugmentationSpec, DatasetSpec, DemoSpec, Spec, SplitSpec
 from tessera.structures import Batch, Category, ClassCatalog, Target
@@ -89,12 +89,12 @@ def test_each_task_has_its_own_targets() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_there_may_be_nothing_to_find(task: str) -> None:
+def test_there_may_be_nothing_to_find(task: Task) -> None:
     whole = segments()
     sky = Target(whole.labels[1:2], whole.required_masks()[1:2], whole.boxes[1:2], whole.iscrowd[1:2], whole.areas[1:2])
     nothing = Target(*(value[:0] for value in (sky.labels, sky.required_masks(), sky.boxes, sky.iscrowd, sky.areas)))
     for target, expected in ((sky, 0 if task == "instance" else 1), (nothing, 0)):
-        found = tasks().target(target, task)  # type: ignore[arg-type]
+        found = tasks().target(target, task)
         assert found.required_masks().shape == (expected, 2, 4) and found.boxes.shape == (expected, 4)
 
 

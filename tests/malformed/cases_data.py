@@ -389,7 +389,13 @@ ANNOTATIONS = [
     ),
     Case("pairs-missing", CHECK_PAIRS, LINES, ("no such file", "`img` and `segm`"), (remove(LINES),)),
     Case("pairs-empty", CHECK_PAIRS, LINES, ("lists no usable image",), (text(LINES, ""),)),
-    Case("pairs-not-text", CHECK_PAIRS, LINES, ("is not a text file",), (text(LINES, b"\x89PNG\xff\xfe"),)),
+    Case(
+        "pairs-not-text",
+        CHECK_PAIRS,
+        LINES,
+        ("not UTF-8 text (byte 0)", "expected JSONL"),
+        (text(LINES, b"\x89PNG\xff\xfe"),),
+    ),
     Case(
         "pairs-line-cut-off",
         CHECK_PAIRS,

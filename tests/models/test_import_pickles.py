@@ -145,5 +145,5 @@ def test_anything_else(tmp_path: Path, content: Any, message: str) -> None:
 def test_missing_and_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such file"):
         read_pickle(tmp_path / "model.pkl")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is a folder, expected a pickle"):
         read_pickle(tmp_path)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tessera.files import UserError, is_text, missing, raise_all, read_json, read_text
+from tessera.files import UserError, is_text, raise_all, read_json, read_text, reading
 from tessera.structures import Category, ClassCatalog
 
 
@@ -23,12 +23,8 @@ def read_label_map(path: Path, contiguous: bool = True, num_classes: int | None 
 
 
 def _class_map(path: Path) -> list[dict[str, Any]]:
-    try:
+    with reading(path, "a class map with one name a line"):
         lines = read_text(path).splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{missing(path)}; expected a class map with one name a line") from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: is not a text file ({error}); expected a class map with one name a line") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             raise UserError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tessera.data.columns import Numbers, Texts
 from tessera.data.reader import Findings, SegmentationDataset, brief, relative_name
-from tessera.files import UserError, read_text
+from tessera.files import read_text, reading
 from tessera.structures import Sample, Target
 
 _SHOWN = 5
@@ -66,16 +66,8 @@ def listed_places(names: Path, images: Sequence[str], findings: Findings) -> lis
 
 def _read(path: Path, findings: Findings) -> list[tuple[str, ...]]:
     """The parts of each name."""
-    try:
+    with reading(path, "a list of images, one name a line (split.names)"):
         lines = read_text(path).split("\n")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; expected a list of images, one name a line (split.names)") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not a text file (byte {error.start}); expected one name a line") from None
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); expected a list of images, one name a line"
-        ) from None
     found: dict[tuple[str, ...], None] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():

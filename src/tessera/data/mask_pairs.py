@@ -23,7 +23,7 @@ from tessera.data.reader import (
     report_repeated,
     require_lossless,
 )
-from tessera.files import UserError, missing, read_text
+from tessera.files import UserError, read_text, reading
 from tessera.ops.image_size import open_image
 from tessera.spec.schema import MAX_PIXELS
 from tessera.structures import IGNORE, ClassCatalog, Target
@@ -101,15 +101,9 @@ def read_mask_ids(path: Path, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.ui
 
 
 def _pairs(path: Path, findings: Findings) -> list[tuple[str, str]]:
-    try:
+    with reading(path, "JSONL with `img` and `segm` on each line (split.annotations)"):
         # JSON may hold characters at which splitlines would cut.
         lines = read_text(path).split("\n")
-    except FileNotFoundError:
-        raise UserError(
-            f"{missing(path)}; expected JSONL with `img` and `segm` on each line (split.annotations)"
-        ) from None
-    except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{path}: is not a text file ({error}); expected JSONL with `img` and `segm`") from None
     pairs = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -23,7 +23,7 @@ from ruamel.yaml.events import (
 )
 from ruamel.yaml.scanner import Scanner
 
-from tessera.files import UserError, is_text, missing, read_text
+from tessera.files import UserError, is_text, read_text, reading
 
 MAX_BYTES = 1_000_000
 """Of a file: some 25,000 names of experiments, which take 3 seconds."""
@@ -64,20 +64,10 @@ def read_mapping(path: Path, twice_read: bool = False) -> dict[str, Any]:
 
     ``twice_read``: by a tool of YAML 1.1 as well, so that scalars which mean something else there are refused.
     """
-    try:
+    with reading(path, "a YAML file"):
         if path.is_file() and path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path}: has {path.stat().st_size} bytes, expected a YAML file of at most {MAX_BYTES}")
         text = read_text(path)
-    except FileNotFoundError:
-        raise UserError(missing(path)) from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, expected a YAML file") from None
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path}: not {error.encoding.upper()} text (byte {error.start}); expected a YAML file"
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected a YAML file") from None
     value = parse_yaml(text, str(path), twice_read)
     if value is None:
         return {}

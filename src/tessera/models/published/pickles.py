@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tessera.files import UserError, open_input
+from tessera.files import UserError, open_input, reading
 
 TYPES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1")
 """Numbers that torch has, too."""
@@ -130,13 +130,11 @@ def read_pickle(path: Path) -> dict[str, Tensor]:
     Raises UserError when the file is missing or cut off, when it names anything but arrays and dictionaries, and when there are no
     named arrays in it. Nothing in the file is executed.
     """
+    with reading(path, "a pickle of numpy arrays"):
+        stream = open_input(path)
     try:
-        with open_input(path) as stream:
+        with stream:
             content = _Unpickler(stream, encoding="latin1").load()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except _RefusedError as refused:
         raise UserError(
             f"{path}: names {refused}, which a file of weights does not need; expected a pickle of numpy arrays alone, as detectron2 "
