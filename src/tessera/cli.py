@@ -40,7 +40,11 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Keys of the spec as a.b=c, applied last.", show_default=False)
 ]
 DataRoot = Annotated[
-    str | None, typer.Option(help="Folder that datasets' paths are relative to.", show_default="config/config.yaml's")
+    str | None,
+    typer.Option(
+        help="Folder that datasets' paths are relative to; generated and fetched ones lie in data/ all the same.",
+        show_default="config/config.yaml's",
+    ),
 ]
 Expect = Annotated[
     str | None, typer.Option(help="Lineage digest planned by the workflow; another one is refused.", show_default=False)
@@ -106,8 +110,9 @@ def demo(
     spec = grid.dataset(dataset)
     if spec.generator is None:
         raise UserError(f"config/datasets/{dataset}.yaml: has no `generator`; only generated datasets can be made")
-    write_demo(Path(grid.data_root) / dataset, spec.generator)
-    _wrote(Path(grid.data_root) / dataset)
+    folder = Path(grid.root_of(dataset)) / dataset
+    write_demo(folder, spec.generator)
+    _wrote(folder)
 
 
 @app.command()
@@ -142,7 +147,7 @@ def convert(
 
     _start_log(log)
     grid = load_grid(data_root=data_root)
-    print(describe(convert_dataset(grid.dataset(dataset), grid.data_root, processes)))
+    print(describe(convert_dataset(grid.dataset(dataset), grid.root_of(dataset), processes)))
     _wrote(Path(GENERATED_ROOT) / dataset / CONVERTED)
 
 
@@ -160,7 +165,7 @@ def export_kitti(
     _start_log(log)
     grid = load_grid(data_root=data_root)
     require_outside(out)
-    counts = export_kitti(grid.dataset(dataset), grid.data_root, out)
+    counts = export_kitti(grid.dataset(dataset), grid.root_of(dataset), out)
     print("\n".join(f"{split}: {images} images, {boxes} boxes" for split, (images, boxes) in counts.items()))
     _wrote(out)
 
@@ -178,7 +183,7 @@ def check(
 
     _start_log(log)
     grid = load_grid(data_root=data_root)
-    report = check_dataset(grid.dataset(dataset), grid.data_root)
+    report = check_dataset(grid.dataset(dataset), grid.root_of(dataset))
     path = out or Path(f"data/checks/{dataset}.json")
     write_json(path, report)
     _wrote(path)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
@@ -54,13 +55,13 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("valid")
     write_config(root)
-    grid = load_grid(root, str(root / "data"))
+    grid = load_grid(root)
     generator = grid.dataset("demo").generator
     assert generator is not None
     write_demo(root / "data/demo", generator, progress=False)
     spec = grid.resolve(EXPERIMENT).spec
     torch.manual_seed(0)
-    catalog = load_catalog(spec.dataset, spec.data_root, spec.model.mode)
+    catalog = load_catalog(spec.dataset, str(root / "data"), spec.model.mode)
     model = build_model(spec.model, catalog)
     header = Header("train", EXPERIMENT, spec, lineage(spec, "train"), catalog)
     save_model(root / MODEL, model.network.state_dict(), header)
@@ -72,7 +73,8 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     outputs = digests(root / FOLDER, [root / MODEL])
     write_json(root / FOLDER / "train.json", sealed(report, outputs=outputs))
-    export(root / MODEL, root / FOLDER / "model.onnx", spec, EXPERIMENT)
+    with contextlib.chdir(root):
+        export(root / MODEL, root / FOLDER / "model.onnx", spec, EXPERIMENT)
     return root
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from tessera.files import read_json
 from tessera.inference import load_predictor
 from tests.malformed.conftest import call
-from tests.malformed.project import EVALUATION, EXPERIMENT, FOLDER, GRAPH, MODEL, content
+from tests.malformed.project import EVALUATION, EXPERIMENT, FOLDER, GRAPH, GRID, MODEL, content
 
 CALLS = {
     "train": f"train {EXPERIMENT} train.num_epochs=0 train.pretrained_model_path={MODEL}",
@@ -138,6 +139,23 @@ def test_other_data_do_not_replace_an_evaluation(project: Path, capsys: pytest.C
     assert refused.code == 1 and "made from other data or keys" in refused.err
     assert advised(refused.err)[-4:] == ["--data-root", "elsewhere", "--out", f"out/{EXPERIMENT}-objects/eval.json"]
     assert record.read_text() == '{"lineage": {}}'
+
+
+def test_generated_data_are_used_where_the_workflow_makes_them(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Although the data root is elsewhere."""
+    config = project / "config/config.yaml"
+    config.write_text(yaml.safe_dump(GRID | {"data_root": "/elsewhere"}))
+    (project / "data/demo/manifest.json").unlink()
+    missing = call(["evaluate", EXPERIMENT], project, capsys)
+    assert missing.code == 1 and "snakemake --cores 2 data/demo/manifest.json" in missing.err
+    shutil.rmtree(project / "data/demo")
+    made = call(["demo"], project, capsys)
+    assert made.code == 0 and "wrote data/demo" in made.out
+    assert call(["check", "demo"], project, capsys).code == 0
+    done = call(["evaluate", EXPERIMENT], project, capsys)
+    assert done.code == 0, done.err
 
 
 def test_any_checkpoint_can_be_evaluated_exported_and_opened(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,9 +40,9 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def weights(folder: Path) -> dict[str, Tensor]:
     """Of a network of the experiment's sizes; ``FILE`` holds them under the original code's names."""
-    spec = load_grid(folder, str(folder / "data")).resolve(EXPERIMENT).spec
+    spec = load_grid(folder).resolve(EXPERIMENT).spec
     torch.manual_seed(0)
-    network = build_model(spec.model, load_catalog(spec.dataset, spec.data_root, spec.model.mode)).network
+    network = build_model(spec.model, load_catalog(spec.dataset, str(folder / "data"), spec.model.mode)).network
     write(folder / FILE, original(network))
     return network.state_dict()
 

@@ -200,9 +200,22 @@ def test_an_experiments_own_file_without_its_dataset(project: Project) -> None:
 
 def test_data_root_argument_beats_the_file(project: Project) -> None:
     root = project()
-    assert load_grid(root).resolve("mask2former_swin").spec.data_root == "data"
-    resolved = load_grid(root, "elsewhere").resolve("mask2former_swin")
+    assert load_grid(root).resolve("mask2former_swin-street").spec.data_root == "data"
+    resolved = load_grid(root, "elsewhere").resolve("mask2former_swin-street")
     assert (resolved.spec.data_root, resolved.origins["data_root"]) == ("elsewhere", "override")
+
+
+def test_generated_and_fetched_data_lie_in_the_project(project: Project) -> None:
+    """Wherever the data root is, that may be read-only; and no lineage knows of either."""
+    fetched = "dataset: {fetch: {archive: {address: a.tar}}, train: {annotations: street/archive/train.json}}\n"
+    root = project({"datasets/street.yaml": fetched})
+    for name in ("mask2former_swin", "mask2former_swin-street"):
+        here, elsewhere = (load_grid(root, folder).resolve(name) for folder in (None, "/elsewhere"))
+        assert (elsewhere.spec.data_root, elsewhere.origins["data_root"]) == (
+            "data",
+            "where generated and fetched data lie",
+        )
+        assert lineage(elsewhere.spec, "evaluate") == lineage(here.spec, "evaluate")
 
 
 def test_resolving_is_cached(project: Project) -> None:

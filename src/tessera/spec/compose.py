@@ -23,7 +23,7 @@ from tessera.files import UserError
 from tessera.spec.checks import MODES
 from tessera.spec.describe import closest
 from tessera.spec.layers import TESTING, Layer, compose, flat, make_layer, nested, override_layer
-from tessera.spec.lineage import Lineages, differences, lineage, missing_data
+from tessera.spec.lineage import Lineages, dataset_root, differences, lineage, missing_data
 from tessera.spec.mistakes import (
     COMPANION,
     OVERRIDE,
@@ -204,7 +204,7 @@ class Grid:
         for name in self.file.datasets:
             if missing := self._missing_data(name):
                 more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-                found[f"dataset {name}"] = f"{missing[0]}{more} not found under the data root {self.data_root}"
+                found[f"dataset {name}"] = f"{missing[0]}{more} not found under the data root {self.root_of(name)}"
             elif models := self._untaught(name):
                 modes = " or ".join(MODES[self.dataset(name).type])
                 found[f"dataset {name} with {', '.join(models)}"] = (
@@ -243,6 +243,10 @@ class Grid:
         values = {key[1:]: value for key, value in layer.values.items() if key[0] == "dataset" and len(key) > 1}
         return _validate(DatasetSpec, f"dataset {name}", values)
 
+    def root_of(self, dataset: str) -> str:
+        """Folder that the dataset's paths are relative to."""
+        return dataset_root(self.dataset(dataset), self.data_root)
+
     def resolve(self, name: str, overrides: Sequence[str] = (), testing: str = "") -> Resolved:
         """The validated spec, with the keys of a way of testing where one is named. Raises UserError with every mistake at once."""
         return self._resolve(name, tuple(overrides), testing)
@@ -274,7 +278,12 @@ class Grid:
             if mode := _taught_mode(family, type_):
                 values["model", "mode"] = Value(mode, "chosen by dataset.type")
         subject = f"{name} tested as {testing}" if testing else name
-        found = Resolved(name, _validate(SPECS[family], subject, values, mistakes), parts, values, testing)
+        spec = _validate(SPECS[family], subject, values, mistakes)
+        root = dataset_root(spec.dataset, self.data_root)
+        if root != spec.data_root:
+            spec = spec.model_copy(update={"data_root": root})
+            values["data_root",] = Value(root, "where generated and fetched data lie")
+        found = Resolved(name, spec, parts, values, testing)
         if testing:
             self._refuse_other_training(found, overrides)
         return found

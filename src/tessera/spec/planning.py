@@ -28,7 +28,6 @@ from tessera.spec.lineage import (
     STAGES,
     Lineages,
     data_digest,
-    dataset_root,
     differences,
     lineage_digest,
     missing_data,
@@ -337,7 +336,7 @@ class Plan:
 
     def root_of(self, dataset: str) -> str:
         """Folder that the dataset's paths are relative to."""
-        return dataset_root(self.grid.dataset(dataset), self.data_root)
+        return self.grid.root_of(dataset)
 
     def dataset_of(self, experiment: str) -> str:
         return self.spec(experiment).dataset.name
