@@ -62,6 +62,37 @@ def test_latest_may_be_the_damaged_one(tmp_path, capsys):
     )
 
 
+def test_what_was_just_written_outlives_files_of_later_steps(tmp_path):
+    """As of a longer training, whose files are passed over; those still in reach of a start stay the longest."""
+    folder = Folder(tmp_path, "tiny", steps_per_epoch=10, keep=2)
+    for step in (80, 90):
+        folder.save(content(step), folder.name(step, "epoch"))
+    for step, kept in ((10, ["001", "009"]), (20, ["001", "002"]), (30, ["002", "003"])):
+        folder.save(content(step), folder.name(step, "epoch"))
+        assert sorted(path.stem.removeprefix("model_epoch_") for path in folder.named()) == kept
+
+
+def test_the_best_is_the_last_resort(tmp_path, capsys):
+    folder = Folder(tmp_path, "tiny", steps_per_epoch=10)
+    folder.save(content(15), None, best=True)
+    folder.save(content(10), folder.name(10, "epoch"))
+    folder.save(content(20), folder.name(20, "epoch"))
+    assert folder.newest(100)["state"]["step"] == 20
+    folder.latest.unlink()
+    assert folder.newest(100)["state"]["step"] == 20
+    (tmp_path / "model_epoch_002.pth").write_bytes(b"")
+    assert folder.newest(100)["state"]["step"] == 15
+    assert folder.newest(14)["state"]["step"] == 10
+    (tmp_path / "model_epoch_001.pth").unlink()
+    capsys.readouterr()
+    assert folder.newest(100)["state"]["step"] == 15
+    assert "continuing from step 15" in capsys.readouterr().err
+    (tmp_path / "model_epoch_002.pth").unlink()
+    assert not folder.is_empty()
+    folder.best.write_bytes(b"")
+    assert folder.newest(100) is None and "tiny_best.pth" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

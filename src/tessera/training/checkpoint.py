@@ -49,7 +49,8 @@ class Folder:
     def save(self, content: dict[str, Any], name: str | None, best: bool = False) -> None:
         """Writes the latest checkpoint and, given a ``name`` or as the ``best``, keeps it as that as well without using the space twice.
 
-        The best first: a start from the checkpoint before then comes to the same one again.
+        The best first: a start from the checkpoint before then comes to the same one again. Of too many numbered ones those of later steps
+        go first: they are damaged, or a longer training left them, else this one would have started from them.
         """
         paths = [self.latest]
         if best:
@@ -61,12 +62,13 @@ class Folder:
         for other in others:
             link_file(first, other)
         if self.keep is not None:
-            for path in self.named()[self.keep :]:
+            step = content["state"]["step"]
+            for path in sorted(self.named(), key=lambda path: self._step(path) > step)[self.keep :]:
                 path.unlink()
 
     def is_empty(self) -> bool:
-        """Of checkpoints to continue from, whole or not."""
-        return not os.path.lexists(self.latest) and not self.named()
+        """Whether no checkpoint, whole or not, is there to continue from."""
+        return not (os.path.lexists(self.latest) or os.path.lexists(self.best) or self.named())
 
     def newest(
         self, last_step: int, origin: str | None = None, quiet: bool = False, network: nn.Module | None = None
@@ -76,13 +78,15 @@ class Folder:
         With ``origin`` only those of the training that continued from the file of that digest, with ``network`` only those that fit it. Says
         which damaged ones it passed over.
         """
-        best: dict[str, Any] | None = None
+        newest: dict[str, Any] | None = None
         skipped: list[str] = []
-        for path in (self.latest, *self.named()):
-            if path == self.latest:
-                if not os.path.lexists(path):  # a link to nowhere is told
+        numbered = self.named()
+        # Where the latest serves, the best is read in vain: it was saved with it, or before.
+        for path in (self.latest, self.best, *numbered):
+            if path not in numbered:
+                if newest is not None or not os.path.lexists(path):  # a link to nowhere is told
                     continue
-            elif (step := self._step(path)) > last_step or (best is not None and step <= best["state"]["step"]):
+            elif (step := self._step(path)) > last_step or (newest is not None and step <= newest["state"]["step"]):
                 continue
             try:
                 found = read_checkpoint(path)
@@ -93,13 +97,13 @@ class Folder:
                 continue
             state = found["state"]
             if state["step"] <= last_step and (origin is None or state["origin"] == origin):
-                best = found
-                if path != self.latest:
+                newest = found
+                if path in numbered:
                     break
         for message in () if quiet else skipped:
-            instead = f"continuing from step {best['state']['step']}" if best else "starting afresh"
+            instead = f"continuing from step {newest['state']['step']}" if newest else "starting afresh"
             say(f"skipped a checkpoint: {message}; {instead}")
-        return best
+        return newest
 
     def name(self, step: int, unit: str) -> str:
         epoch = step // self.steps_per_epoch
