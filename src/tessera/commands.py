@@ -187,6 +187,7 @@ def run(job: Job, checkpoints: Path = Path("checkpoints")) -> None:
         if job.verb == "train":
             from tessera.training.train import train
 
+            _require_classes(job)
             train(job.spec, job.name, job.made, checkpoints, job.lineages)
         else:
             {
@@ -204,6 +205,17 @@ def run(job: Job, checkpoints: Path = Path("checkpoints")) -> None:
             f"{error.path}: was made from another spec than these overrides give, and it is not made again here: `tessera train "
             f"{shlex.join([job.name, *job.overrides])} --out DIR` trains such a model, and --checkpoint DIR/model.pth takes it\n{error.lines}"
         ) from None
+
+
+def _require_classes(job: Job) -> None:
+    """Raises UserError where later stages are asked for classes that the model to be trained will not have."""
+    from tessera.data.catalog import load_catalog
+    from tessera.spec.told import class_mistakes
+
+    spec = job.spec
+    if spec.evaluate.classes or spec.inference.color_map:
+        catalog = load_catalog(spec.dataset, spec.data_root, spec.model.mode)
+        job.resolved.refuse(class_mistakes(spec, catalog))
 
 
 def require_precision(precision: str, allowed: tuple[str, ...] = ("fp32", "fp16")) -> None:

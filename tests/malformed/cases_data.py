@@ -452,6 +452,18 @@ ANNOTATIONS = [
         "dataset.train",
         ("3 image(s)", "lower dataset.train.batch_size"),
     ),
+    Case(
+        "train-with-a-class-of-nobody",
+        f"{TRAIN} evaluate.classes=[circle,trapeze]",
+        "override: evaluate.classes",
+        ("the model has no class 'trapeze'",),
+    ),
+    Case(
+        "train-with-a-colour-of-nobody",
+        f"{TRAIN} inference.color_map.circel=[1,2,3]",
+        "override: inference.color_map",
+        ("the model has no class 'circel'; did you mean 'circle'?",),
+    ),
     Case("train-without-data", TRAIN, LABELS, ("no such file",), (remove("data"),)),
     Case(
         "train-with-validation-annotations-cut-off",

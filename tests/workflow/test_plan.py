@@ -198,6 +198,41 @@ LATE = {
         "results/mask2former_swin-streets/eval.json",
         ["evaluate.split: the dataset 'streets' has no test split; set evaluate.split=val"],
     ),
+    "pictures that are not there": (
+        {"variants/short": {"inference": {"images": "streets/photos"}}},
+        "results/mask2former_swin-streets-short/inference/index.json",
+        [
+            "config/variants/short.yaml, line 2: inference.images: data/streets/photos: no such file or folder; expected images below the "
+            "data root data"
+        ],
+    ),
+    "a test server's split": (
+        {"data/streets/test.json": '{"images": [{"id": 1}], "categories": []}'},
+        "results/mask2former_swin-streets/eval.json",
+        ["evaluate.split: is test, and data/streets/test.json has no list `annotations`", "not evaluated"],
+    ),
+    "a test split without an annotation": (
+        {"data/streets/test.json": '{"images": [{"id": 1}], "annotations": [ ]}'},
+        "results/mask2former_swin-streets/onnx_eval.json",
+        ["evaluate.split: is test, and data/streets/test.json has an empty list `annotations`"],
+    ),
+    "a class of no label map": (
+        {
+            "data/streets/label_map.json": '[{"id": 1, "name": "road"}, {"id": 2, "name": "car"}]',
+            "variants/short": {"evaluate": {"classes": ["car", "raod"]}},
+        },
+        "results/mask2former_swin-streets-short/eval.json",
+        ["short.yaml, line 2: evaluate.classes: the model has no class 'raod'; did you mean 'road'?"],
+    ),
+    "a colour of no category": (
+        {
+            "data/streets/train.json": '{"images": [], "categories": [{"id": 1, "name": "road"}]}',
+            "datasets/streets": {"dataset": {**PARTS["datasets/streets"]["dataset"], "label_map": None}},
+            "variants/short": {"inference": {"color_map": {"sky": [1, 2, 3]}}},
+        },
+        "results/mask2former_swin-streets-short/model.pth",
+        ["short.yaml, line 3: inference.color_map: the model has no class 'sky'; its classes are road"],
+    ),
     "best without validation": (
         {
             "datasets/streets": {"dataset": {**PARTS["datasets/streets"]["dataset"], "val": {}}},
@@ -274,7 +309,10 @@ def test_what_a_later_stage_would_refuse_is_told_before_any_runs(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("{}")
     for part, content in files.items():
-        project.configure(part, content)
+        if isinstance(content, str):
+            (project.root / part).write_text(content)
+        else:
+            project.configure(part, content)
     done = project.snakemake(target)
     assert done.returncode == 1
     said = done.stdout[done.stdout.rindex("error: ") :]
@@ -289,6 +327,14 @@ def test_a_stage_that_nobody_asks_for_refuses_nothing(project: Project) -> None:
     assert "train" in project.plan(
         "results/mask2former_swin/eval.json", "results/mask2former_swin/inference/index.json"
     )
+
+
+def test_pictures_and_classes_of_data_that_a_rule_makes_are_not_missed(project: Project) -> None:
+    """A training tells the classes as soon as the data are there."""
+    project.configure(
+        "variants/short", {"inference": {"images": "demo/images/test"}, "evaluate": {"classes": ["nothing"]}}
+    )
+    assert "infer" in project.plan("results/mask2former_swin-short/inference/index.json")
 
 
 def test_all_stands_for_what_has_data_and_says_what_it_leaves_out(project: Project) -> None:

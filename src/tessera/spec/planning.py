@@ -35,6 +35,7 @@ from tessera.spec.lineage import (
 )
 from tessera.spec.schema import Spec
 from tessera.spec.sources import CONVERTED
+from tessera.spec.told import data_mistakes
 
 RESULTS = "results"
 
@@ -235,7 +236,7 @@ class Plan:
     def _refuse_stage(self, experiment: str, verb: str, runtime: str, testing: str) -> None:
         """Raises UserError for what the stage would refuse, maybe after a night of training."""
         resolved = self.grid.resolve(experiment, testing=testing)
-        resolved.refuse(checks.stage_mistakes(resolved.spec, verb, runtime))
+        resolved.refuse([*checks.stage_mistakes(resolved.spec, verb, runtime), *data_mistakes(resolved.spec, verb)])
 
     def options(
         self, experiment: str, verb: str, runtime: str = "torch", precision: str = "fp32", testing: str = ""
