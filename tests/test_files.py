@@ -21,6 +21,7 @@ from tessera.files import (
     is_abandoned,
     only_process,
     read_json,
+    remove_abandoned,
     temporaries,
     write_json,
     write_text,
@@ -114,11 +115,13 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
     with atomic_folder(path) as one:
         token = one.name.removeprefix(".cars.tessera-")
         (one / "mine").touch()
-    dead = token[:8] + "0" * 8
+    dead = token[:16] + "0" * 8
     for left in (f".cars.tessera-{dead}", f".cars.tessera-{dead}.former", ".cars.backup", ".cars", ".cars.abcd1234"):
         (tmp_path / left).mkdir()
     (tmp_path / f".model.tessera-{dead}.pth").touch()
-    elsewhere = tmp_path / f".model.tessera-{'f' * 16}.pth"  # of another machine: locks may not reach there
+    (tmp_path / f".model.tessera-{token[:8]}{'0' * 16}.pth").touch()  # from before this machine was started again
+    (tmp_path / f".model.tessera-{'0' * 8}{token[8:16]}{'0' * 8}.pth").touch()  # of a container on it
+    elsewhere = tmp_path / f".model.tessera-{'f' * 24}.pth"  # of another machine: locks may not reach there
     elsewhere.touch()
     with atomic_folder(path) as one:
         (one / "mine").touch()
@@ -136,6 +139,47 @@ def test_what_killed_processes_left_is_removed_and_nothing_else(tmp_path: Path) 
     os.utime(elsewhere, (0, 0))
     write_text(tmp_path / "a.txt", "x")
     assert names(tmp_path) == [".cars", ".cars.abcd1234", ".cars.backup", "a.txt", "cars"]
+
+
+def test_a_folder_that_another_machine_still_fills_stays(tmp_path: Path) -> None:
+    """Files that are written into a folder below leave the folder's own time as it is."""
+    filled = tmp_path / f".images.tessera-{'f' * 24}"
+    (filled / "deep").mkdir(parents=True)
+    (filled / "deep/1.png").touch()
+    for path in (filled / "deep", filled):
+        os.utime(path, (0, 0))
+    remove_abandoned(tmp_path)
+    assert (filled / "deep/1.png").exists() and is_abandoned(filled) is None
+    remove_abandoned(tmp_path, alone=True)
+    assert names(tmp_path) == []
+
+
+REPLACED = """
+import os, signal, sys
+from pathlib import Path
+from tessera.files import atomic_folder
+
+path, rename = Path(sys.argv[1]), Path.rename
+
+def kill(self, target):
+    if target == path:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(self, target)
+
+Path.rename = kill
+with atomic_folder(path) as temporary:
+    (temporary / "new").touch()
+"""
+
+
+def test_a_writer_killed_between_two_renames_loses_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "converted"
+    path.mkdir()
+    (path / "old").touch()
+    assert subprocess.run([sys.executable, "-c", REPLACED, str(path)], check=False).returncode == -signal.SIGKILL
+    assert not path.exists() and len(names(tmp_path)) == 2
+    remove_abandoned(tmp_path)
+    assert names(tmp_path) == ["converted"] and names(path) == ["old"]
 
 
 KILLED = """

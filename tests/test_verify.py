@@ -396,8 +396,11 @@ def test_what_a_killed_process_left_is_a_warning(root: Path) -> None:
             in said
         )
     assert said.count("half-written") == 4 and "no record" not in said
+    foreign = root / FOLDER / f".model.tessera-{'f' * 24}.pth"
+    foreign.touch()
+    assert f"{foreign}: a process of another machine or user is writing it, or left it half-written" in warnings(root)
     write_json(root / FOLDER / "notes.json", {})
-    assert [path.exists() for path in left] == [False, False, True, True]
+    assert [path.exists() for path in (*left, foreign)] == [False, False, True, True, True]
 
 
 def test_hidden_files_of_nobody_are_named(root: Path) -> None:

@@ -8,6 +8,7 @@ import fcntl
 import functools
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -145,8 +146,9 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside ``path`` that replaces ``path`` whole on success and disappears on any error.
 
     Of a link it replaces the folder that the link leads to. The former folder stays until the new one is complete, and only between two
-    renames is there none. What killed processes left beside it is removed. Unlike in ``atomic_path`` the content is not flushed: a power cut
-    soon afterwards may harm it. Raises UserError where ``path`` is a file.
+    renames is there none; where a process was killed there, the next writer beside it moves the former back. What killed processes left
+    beside it is removed. Unlike in ``atomic_path`` the content is not flushed: a power cut soon afterwards may harm it. Raises UserError
+    where ``path`` is a file.
     """
     path = path.resolve() if path.is_symlink() else path
     if path.exists() and not path.is_dir():
@@ -155,7 +157,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path.parent)
         temporary = _temporary(path, os.mkdir, stack)
-        former = temporary.with_name(f"{temporary.name}.former")
+        former = temporary.with_name(temporary.name + FORMER)
         try:
             yield temporary
             if path.exists():
@@ -171,40 +173,65 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(former, ignore_errors=True)
 
 
-TEMPORARY = re.compile(r"\..+\.tessera-(?P<machine>[0-9a-f]{8})[0-9a-f]{8}(\..*)?", re.DOTALL)
+TEMPORARY = re.compile(
+    r"\.(?P<target>.+)\.tessera-(?P<host>[0-9a-f]{8})(?P<boot>[0-9a-f]{8})[0-9a-f]{8}(?P<suffix>\..*)?", re.DOTALL
+)
 """Names of what is being written. Its maker holds a lock on it, which ends with the process, however that ends."""
+
+FORMER = ".former"
+"""Suffix of a folder that the new one of the same name is about to replace."""
 
 FOREIGN_SECONDS = 86400.0
 """Some shared file systems keep locks of that kind to the machine: what another one made and did not touch for so long is abandoned."""
 
 
-def remove_abandoned(folder: Path) -> None:
-    """Removes what killed processes were writing in ``folder``; what a living one works at stays, as does what cannot be locked."""
+def remove_abandoned(folder: Path, alone: bool = False) -> None:
+    """Removes what killed processes were writing in ``folder``; what a living one works at stays, as does what cannot be locked.
+
+    A folder that was to be replaced comes back where the new one has not taken its place. ``alone``: no other machine writes here.
+    """
     for path in temporaries(folder):
         with contextlib.suppress(OSError), _locked(path, wait=False):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            if not alone and _is_foreign(path):
+                continue
+            match = TEMPORARY.fullmatch(path.name)
+            if not path.is_dir():
+                path.unlink()
+            elif match and match["suffix"] == FORMER and not os.path.lexists(target := path.with_name(match["target"])):
+                path.rename(target)
+            else:
+                shutil.rmtree(path)
 
 
 def temporaries(folder: Path) -> list[Path]:
-    """What may be abandoned in ``folder``: all that this machine made, of others' what is old."""
-    found = []
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            match = TEMPORARY.fullmatch(entry.name)
-            if match is None or entry.is_symlink():
-                continue
-            if match["machine"] == _machine() or time.time() - os.lstat(entry).st_mtime > FOREIGN_SECONDS:
-                found.append(Path(entry.path))
-    return sorted(found)
+    """What processes are writing in ``folder``, or were when they were killed."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if TEMPORARY.fullmatch(entry.name) and not entry.is_symlink()]
+    except OSError:
+        return []
+    return sorted(Path(entry.path) for entry in found)
 
 
-def is_abandoned(path: Path) -> bool:
-    """Of a file or folder of ``temporaries``: whether no living process works at it."""
+def is_abandoned(path: Path) -> bool | None:
+    """Whether no living process works at this one of ``temporaries``; None where the lock does not tell."""
     try:
         with _locked(path, wait=False):
-            return True
-    except OSError:
+            return None if _is_foreign(path) else True
+    except (BlockingIOError, FileNotFoundError):
         return False
+    except OSError:
+        return None
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether another machine may be at work at this one of ``temporaries``."""
+    match = TEMPORARY.fullmatch(path.name)
+    if match is None or match["host"] == _machine()[0] or match["boot"] == _machine()[1]:
+        return False
+    oldest = time.time() - FOREIGN_SECONDS
+    # Files that are written into a folder below leave the folder's own time as it is.
+    return any(os.lstat(one).st_mtime > oldest for one in itertools.chain([path], path.rglob("*")))
 
 
 @contextlib.contextmanager
@@ -392,7 +419,7 @@ def _temporary(path: Path, create: Callable[[Path], None], stack: contextlib.Exi
     """Beside ``path``, locked until ``stack`` closes, so that nobody takes it for abandoned."""
     stem, suffix = (path.name, "") if create is os.mkdir else (path.stem, path.suffix)
     while True:
-        made = path.with_name(f".{stem}.tessera-{_machine()}{secrets.token_hex(4)}{suffix}")
+        made = path.with_name(f".{stem}.tessera-{''.join(_machine())}{secrets.token_hex(4)}{suffix}")
         create(made)
         with contextlib.suppress(OSError):  # a file system without locks, where nothing is ever taken for abandoned
             stack.enter_context(_locked(made))
@@ -434,12 +461,16 @@ os.register_at_fork(after_in_child=_let_go)
 
 
 @functools.cache
-def _machine() -> str:
-    """Eight digits that other machines, and this one after it was started again, do not share; containers on it do."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
-    except OSError:
-        return digest_text(os.uname().nodename)[:8]
+def _machine() -> tuple[str, str]:
+    """Eight digits of the host, which outlive its restarts, and eight of its kernel since the last one, which its containers share."""
+    host, boot = "", ""
+    with contextlib.suppress(OSError):
+        host = Path("/etc/machine-id").read_text(encoding="ascii")
+    # Neither is enough: images of containers have a machine-id in common, and some machines a name.
+    host = digest_text(f"{host}\0{os.uname().nodename}")[:8]
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")[:8]
+    return host, boot or host
 
 
 def _sync_folder(path: Path) -> None:

@@ -107,7 +107,7 @@ def test_what_is_whole_stays_and_what_is_not_is_made_again(project: Path) -> Non
     assert image.stat().st_ino == before and (project / "data/photos/fetch.json").exists()
     archive.with_name("moved").rename(archive)
     image.unlink()
-    (left := project / f"data/photos/.images.tessera-{'0' * 16}").mkdir()
+    (left := project / f"data/photos/.images.tessera-{'0' * 24}").mkdir()
     os.utime(left, (0, 0))
     fetch_dataset(spec, "../root", progress=False)
     assert unpacked(project) == CONTENT and leftovers(project) == []
@@ -347,7 +347,7 @@ def test_a_folder_that_is_a_link_is_filled_where_it_leads(project: Path) -> None
     for content in (CONTENT, {"c.png": b"new"}):
         packed = pack(content)
         (project.parent / "root/x.tar.gz").write_bytes(packed)
-        (left := scratch.with_name(f".deep.tessera-{'0' * 16}")).mkdir(parents=True)
+        (left := scratch.with_name(f".deep.tessera-{'0' * 24}")).mkdir(parents=True)
         os.utime(left, (0, 0))
         fetch_dataset(dataset("x.tar.gz", digest(packed)), "../root", progress=False)
         assert (home / "images").is_symlink() and unpacked(project) == content

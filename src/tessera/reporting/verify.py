@@ -266,11 +266,15 @@ def _verify_metrics(path: Path, document: Mapping[str, Any]) -> Iterator[Finding
 
 def _litter(folder: Path, deep: bool = True) -> Iterator[Finding]:
     """What processes were writing when they were killed; what living ones write is not their business."""
+    texts = {
+        True: "a killed process left it half-written; the next stage that writes in its folder removes it",
+        None: "a process of another machine or user is writing it, or left it half-written; if none is, remove it",
+    }
     for place in [folder, *(sorted(path for path in folder.rglob("*") if path.is_dir()) if deep else ())]:
         for path in temporaries(place):
-            if is_abandoned(path):
-                text = "a killed process left it half-written; the next stage that writes in its folder removes it"
-                yield Finding("warning", path, text)
+            abandoned = is_abandoned(path)
+            if abandoned is not False:
+                yield Finding("warning", path, texts[abandoned])
 
 
 def _strangers(folder: Path, found: Mapping[Path, Mapping[str, Any]]) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tessera.files import UserError, link_file, only_process, writing
+from tessera.files import UserError, link_file, only_process, remove_abandoned, writing
 from tessera.models.artifact import read_weights, write_weights
 from tessera.training.state import State
 
@@ -132,8 +132,7 @@ class Folder:
             f"{self.path}: another training writes here ({{holder}}); wait for it or stop it. If its machine is gone for good, delete {lock}",
             "set `checkpoints` in config/config.yaml to a folder on another disk, so that no two trainings can write here",
         ):
-            for path in self.path.glob(".*.pth"):
-                path.unlink()
+            remove_abandoned(self.path, alone=True)
             yield
 
 
