@@ -1,5 +1,6 @@
 # Translates wildcards into questions to the plan; what needs thought lives in src/tessera/spec/planning.py, where pytest sees it.
 import gc
+import inspect
 
 from tessera.spec.planning import (
     FIGURES,
@@ -21,6 +22,12 @@ for notice in (records_notice(), PLAN.absence_notice()):
 PLAN.refuse_unsafe_repro()
 
 
+def signed(function):
+    """Snakemake asks for the signature with every job, a tenth of its time: this one is at hand."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
 # Names are looked up, never parsed: an unknown one is answered by the plan with the closest names.
 wildcard_constraints:
     experiment="[^/]+",
@@ -30,6 +37,7 @@ wildcard_constraints:
     testing=PLAN.testing_pattern(),
 
 
+@signed
 def precision_of(wildcards):
     return PLAN.precision(wildcards.get("suffix", ""))
 
@@ -39,12 +47,14 @@ def run_of(wildcards):
 
 
 def lineage(verb, runtime="torch"):
+    @signed
     def lineage_of(wildcards):
         return PLAN.lineage(wildcards.experiment, verb, runtime, *run_of(wildcards))
 
     return lineage_of
 
 
+@signed
 def checked_data(wildcards):
     return f"data/checks/{PLAN.dataset_of(wildcards.experiment)}.json"
 
@@ -103,6 +113,7 @@ def metrics_lineage(wildcards):
 
 # Snakemake tracks no param whose function also asks for the output: where data and resume state lie changes no result.
 def options(verb, runtime="torch"):
+    @signed
     def options_of(wildcards, output):
         return PLANNED_OPTIONS.get(str(output[0])) or PLAN.options(
             wildcards.experiment, verb, runtime, *run_of(wildcards)
@@ -119,17 +130,20 @@ def given_root(wildcards, output):
     return PLAN.data_root
 
 
+@signed
 def checkpoints(wildcards, output):
     return PLAN.checkpoints
 
 
 def training(resource):
+    @signed
     def resource_of(wildcards):
         return PLAN.training_resources(wildcards.experiment).get(resource)
 
     return resource_of
 
 
+@signed
 def launcher(wildcards, output, threads):
     return PLAN.launcher(wildcards.experiment, threads)
 

@@ -472,9 +472,14 @@ def _validate(section: type[SectionType], subject: str, values: Values, early: I
 
 def _taught_mode(family: str, dataset_type: object) -> str | None:
     """The first mode of the family that annotations of the type can teach."""
-    modes = type(SPECS[family]().model).modes
+    modes = _modes(family)
     taught = MODES.get(dataset_type, ()) if isinstance(dataset_type, str) else ()
     return next((mode for mode in modes if mode in taught), None)
+
+
+@functools.cache
+def _modes(family: str) -> tuple[str, ...]:
+    return type(SPECS[family]().model).modes
 
 
 def _folders(file: GridFile) -> dict[str, list[str]]:
