@@ -67,9 +67,9 @@ rule infer:
     input:
         "results/{experiment}/model.pth",
     output:
-        "results/{experiment}/inference/index.json",
+        "results/{experiment}/inference{testing}/index.json",
     log:
-        "logs/infer/{experiment}.log",
+        "logs/infer/{experiment}{testing}.log",
     conda:
         "../envs/tessera.yaml"
     threads: 4
@@ -87,9 +87,9 @@ rule infer_onnx:
         model="results/{experiment}/model{suffix}.onnx",
         parity="results/{experiment}/onnx_parity{suffix}.json",
     output:
-        "results/{experiment}/onnx_inference{suffix}/index.json",
+        "results/{experiment}/onnx_inference{suffix}{testing}/index.json",
     log:
-        "logs/infer_onnx/{experiment}{suffix}.log",
+        "logs/infer_onnx/{experiment}{suffix}{testing}.log",
     conda:
         "../envs/tessera.yaml"
     threads: 4
@@ -106,9 +106,9 @@ rule infer_trt:
         model="results/{experiment}/model{suffix}.engine",
         parity="results/{experiment}/trt_parity{suffix}.json",
     output:
-        "results/{experiment}/trt_inference{suffix}/index.json",
+        "results/{experiment}/trt_inference{suffix}{testing}/index.json",
     log:
-        "logs/infer_trt/{experiment}{suffix}.log",
+        "logs/infer_trt/{experiment}{suffix}{testing}.log",
     conda:
         "../envs/tessera.yaml"
     threads: 4

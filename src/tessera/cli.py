@@ -301,6 +301,7 @@ def infer(
     ] = None,
     runtime: Runtime = "torch",
     precision: Precision = "fp32",
+    testing: Testing = "",
     checkpoint: Checkpoint = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="The first so many images alone.", show_default="all that are named")
@@ -331,13 +332,14 @@ def infer(
     settings = [] if draw is None else [f"inference.draw={draw}"]
     if is_model_file(model) or places:
         path = Path(model) if is_model_file(model) else model_file(model, runtime, precision)
-        infer_files(checkpoint or path, places, [*overrides, *settings], out, limit, label_map, images)
+        infer_files(checkpoint or path, places, [*overrides, *settings], out, limit, label_map, images, testing)
         return
     for option, value in (("--label-map", label_map), ("--images", images)):
         if value is not None:
             raise UserError(f"{option} {value}: is for images that are named, and none are")
     settings += [] if limit is None else [f"inference.max_images={limit}"]
-    run(open_job("infer", model, [*overrides, *settings], data_root, expect, runtime, precision, checkpoint, out))
+    overrides += settings
+    run(open_job("infer", model, overrides, data_root, expect, runtime, precision, checkpoint, out, testing))
 
 
 @app.command("import")

@@ -21,6 +21,7 @@ from tessera.spec.lineage import RUNTIMES, Lineages
 from tessera.spec.planning import RUN_STAGES, record_file, statistics_file
 
 if TYPE_CHECKING:
+    from tessera.data.loader import Loader
     from tessera.data.opened import OpenedData
     from tessera.inference.predictor import Predictor
     from tessera.inference.results import Written
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from tessera.provenance import Header
     from tessera.spec.compose import Resolved
     from tessera.spec.networks import Mode
-    from tessera.spec.schema import Spec, ViewsSpec
+    from tessera.spec.schema import Spec
     from tessera.structures import ClassCatalog
 
 RESULTS = Path(planning.RESULTS)
@@ -305,23 +306,30 @@ def _engine(job: Job) -> None:
 
 def _parity(job: Job) -> None:
     from tessera.data.datamodule import eval_loader
-    from tessera.deploy.parity import check_parity
-    from tessera.spec.schema import ViewsSpec
+    from tessera.deploy.parity import check_parity, compare_predictions
+    from tessera.inference.testing import one_view
 
     spec, device = job.spec, device_of(job.runtime)
     inputs = job.digests(model_file(job.name), job.model)
-    reference, _ = _predictor(replace(job, runtime="torch", precision="fp32"), device, ViewsSpec())
-    candidate, _ = _predictor(job, device, ViewsSpec())
+    reference, _ = _predictor(replace(job, runtime="torch", precision="fp32"), device)
+    candidate, _ = _predictor(job, device)
     data = _split(job, reference)
-    loader = eval_loader(
-        spec,
-        data,
-        spec.evaluate.split,
-        fixed_size=candidate.input_size,
-        limit=spec.parity.images,
-        max_batch=candidate.max_batch,
+
+    def images_for(predictor: Predictor) -> Loader:
+        return eval_loader(
+            spec,
+            data,
+            spec.evaluate.split,
+            fixed_size=predictor.input_size,
+            limit=spec.parity.images,
+            max_batch=predictor.max_batch,
+        )
+
+    whole = one_view(candidate)
+    report = check_parity(one_view(reference), whole, images_for(whole), spec)
+    report["predictions"] = compare_predictions(
+        reference, candidate, images_for(reference), images_for(candidate), spec
     )
-    report = check_parity(reference, candidate, loader, spec)
     data.require_unchanged()
     report["lineage"] = job.lineages.of("parity", job.runtime, job.precision)
     write_json(job.record, sealed(report, inputs))
@@ -384,7 +392,8 @@ def _infer(job: Job) -> None:
     if job.out is not None:
         require_replaceable(job.out)
     record = job.lineages.of("infer", job.runtime, job.precision) | origin
-    written = infer(predictor, spec, job.made, images, inputs, record, data.require_unchanged if data else None)
+    finished = data.require_unchanged if data else None
+    written = infer(predictor, spec, job.made, images, inputs, record, finished, job.testing)
     _tell(origin)
     _said_results(job.made, written, predictor.mode)
 
@@ -396,9 +405,9 @@ def _split(job: Job, predictor: Predictor, truths: bool = True) -> OpenedData:
     return OpenedData(job.spec, (job.spec.evaluate.split,), predictor.header.catalog, job.lineages, truths)
 
 
-def _predictor(job: Job, device: str, testing: ViewsSpec | None = None) -> tuple[Predictor, dict[str, Any]]:
+def _predictor(job: Job, device: str) -> tuple[Predictor, dict[str, Any]]:
     """The stage's model, and what its lineage says beside the spec's own: where the model is the experiment's own, nothing, and one that was
-    made from another spec is refused. ``testing`` replaces the spec's."""
+    made from another spec is refused."""
     from tessera.inference import load_predictor
 
     path, spec = job.model, job.spec
@@ -406,7 +415,8 @@ def _predictor(job: Job, device: str, testing: ViewsSpec | None = None) -> tuple
     stage = {"torch": "train", "onnx": "export" if precision == "fp32" else "precision", "trt": "engine"}[job.runtime]
     if not path.exists():
         raise UserError(f"{missing(path)}; make it with `{workflow_command(path, data_root=spec.data_root)}`")
-    predictor = load_predictor(path, spec.postprocess, device, testing or spec.testing)
+    predictor = load_predictor(path, spec.postprocess, device, spec.testing)
+    predictor.target_size = spec.evaluated.target_size
     expected = job.lineages.of(stage, precision=precision)
     if job.checkpoint is not None:
         return predictor, predictor.header.stand_in(path, stage, expected)
@@ -422,9 +432,10 @@ def infer_files(
     limit: int | None = None,
     label_map: Path | None = None,
     images: Path | None = None,
+    testing: str = "",
 ) -> None:
     """Predictions of a model file on images anywhere, without a project. ``places`` as ``sources.gather`` takes them; ``overrides`` of what the
-    model file says about post-processing, testing and inference."""
+    model file says about post-processing, testing and inference; ``testing``: name of a way of testing of the project that this is called in."""
     from tessera.inference import load_predictor
     from tessera.inference.results import limited, predict_to, require_replaceable
     from tessera.inference.sources import gather
@@ -433,7 +444,8 @@ def infer_files(
         raise UserError(f"{model}: expected images, folders or addresses behind the model file")
     sources, notes = gather(places, images)
     if out is None:
-        words = ["tessera", "infer", str(model), *places, *overrides, "--out", str(ELSEWHERE / model.stem)]
+        named = ["--testing", testing] if testing else []
+        words = ["tessera", "infer", str(model), *places, *overrides, *named, "--out", str(ELSEWHERE / model.stem)]
         raise UserError(f"{model}: images that are named need a folder for the results: `{shlex.join(words)}`")
     require_outside(out)
     if out.exists() and not out.is_dir():
@@ -454,11 +466,20 @@ def infer_files(
     sources = limited(sources, limit, "a larger --limit, or none, takes more")
     predictor = load_predictor(model, device=device_of(runtime))
     spec = predictor.header.spec
-    if overrides:
-        spec = _changed(predictor.header, model, overrides)
+    if overrides or testing:
+        spec = _changed(predictor.header, model, overrides, testing)
         predictor = load_predictor(model, spec.postprocess, device_of(runtime), spec.testing)
+        predictor.target_size = spec.evaluated.target_size
     catalog = predictor.header.catalog if label_map is None else _renamed(predictor.header.catalog, label_map)
-    facts = {"source": list(places), "model": {"file": model.name, "sha256": digest_file(model)}}
+    facts = {
+        "source": list(places),
+        "model": {"file": model.name, "sha256": digest_file(model)},
+        "testing": testing,
+        "lineage": {
+            "model": predictor.header.lineage,
+            **spec.model_dump(mode="json", include={"postprocess", "testing", "inference"}),
+        },
+    }
     written = predict_to(predictor, sources, out, spec.inference, catalog, facts, skip_broken=True)
     _said_results(out, written, predictor.mode)
 
@@ -474,16 +495,24 @@ def is_model_file(name: str) -> bool:
     return Path(name).suffix in SUFFIXES.values() or Path(name).is_file()
 
 
-def _changed(header: Header, model: Path, overrides: Sequence[str]) -> Spec:
+def _changed(header: Header, model: Path, overrides: Sequence[str], testing: str) -> Spec:
     """The spec of a model file with other keys of how it is used."""
-    from tessera.spec.compose import change
+    from tessera.spec.compose import change, load_grid
 
     for text in overrides:
         if text.partition(".")[0] not in ("postprocess", "testing", "inference"):
             raise UserError(
                 f"override {text!r}: of a model file only postprocess, testing and inference can be changed"
             )
-    return change(header.spec, str(model), overrides)
+    if not testing:
+        return change(header.spec, str(model), overrides)
+    if not Path("config/config.yaml").is_file():
+        raise UserError(
+            f"--testing {testing}: names a file in a project's config/testing, and there is no config/config.yaml here; give its keys, such "
+            "as testing.flip=true"
+        )
+    layers = load_grid().testing_layers(testing, header.spec.model.name)
+    return change(header.spec, str(model), overrides, layers)
 
 
 def _renamed(catalog: ClassCatalog, path: Path) -> ClassCatalog:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from tessera.deploy.parity import Comparison, ParityError, check_parity
+from tessera.deploy.parity import Comparison, ParityError, check_parity, compare_predictions
 from tessera.files import UserError
 from tessera.inference import load_predictor
 from tessera.inference.predictor import Predictor
 from tessera.provenance import Header
 from tessera.spec.lineage import lineage
+from tessera.spec.networks import Mode
 from tessera.spec.schema import Spec
-from tessera.structures import Batch
+from tessera.structures import Batch, ImageMeta, Instances, Panoptic, Predictions, Segment
 from tests.deploy.conftest import CATALOG, EXPERIMENT, make_spec
 
 
@@ -176,6 +178,64 @@ def test_no_images_is_an_error() -> None:
     spec = make_spec()
     with pytest.raises(UserError, match="no images"):
         check_parity(Fake(spec), Fake(spec), [], spec)
+
+
+class Answers(Fake):
+    """The same prediction for every image."""
+
+    def __init__(self, runtime: str, mode: Mode, answer: Predictions) -> None:
+        super().__init__(make_spec(), precision="fp32")
+        self.runtime, self.mode, self.answer = runtime, mode, answer  # type: ignore[misc]  # two runtimes of one class
+
+    def __call__(self, batch: Batch) -> list[Predictions]:
+        return [replace(self.answer, meta=meta) for meta in batch.metas]
+
+
+META = ImageMeta(1, "1.png", (2, 4), (2, 4))
+
+
+def agreement(mode: Mode, one: Predictions, two: Predictions) -> float | None:
+    batch = Batch(torch.zeros(1, 3, 32, 32), torch.zeros(1, 32, 32, dtype=torch.bool), [META], None, None)
+    answers = Answers("torch", mode, one), Answers("onnx", mode, two)
+    found: float | None = compare_predictions(*answers, [batch], [batch], make_spec())["agreement"]
+    return found
+
+
+def instances(*found: tuple[float, int, list[float]]) -> Predictions:
+    boxes = torch.tensor([box for _, _, box in found]).view(-1, 4)
+    scores, labels = (
+        torch.tensor([score for score, *_ in found]),
+        torch.tensor([label for _, label, _ in found], dtype=torch.long),
+    )
+    return Predictions(META, instances=Instances(scores, labels, boxes, None))
+
+
+def test_pixels_agree_class_by_class() -> None:
+    """Of 8 pixels 7 are alike, but of the small class none."""
+    one, two = torch.zeros(2, 4, dtype=torch.long), torch.zeros(2, 4, dtype=torch.long)
+    one[0, 0] = 1
+    assert agreement("semantic", Predictions(META, one), Predictions(META, one)) == 1
+    assert agreement("semantic", Predictions(META, one), Predictions(META, two)) == pytest.approx((7 / 8 + 0) / 2)
+
+
+def test_segments_agree_by_class_whatever_their_ids() -> None:
+    def panoptic(numbers: tuple[int, int], labels: tuple[int, int]) -> Predictions:
+        ids = torch.tensor([[0, numbers[0], numbers[0], numbers[1]]] * 2)
+        segments = [Segment(number, label, 1.0) for number, label in zip(numbers, labels, strict=True)]
+        return Predictions(META, panoptic=Panoptic(ids, segments))
+
+    assert agreement("panoptic", panoptic((1, 2), (0, 2)), panoptic((7, 3), (0, 2))) == 1
+    assert agreement("panoptic", panoptic((1, 2), (0, 2)), panoptic((1, 2), (0, 1))) == pytest.approx(1 / 3)
+
+
+def test_instances_agree_by_score() -> None:
+    left, right, nowhere = [0.0, 0, 2, 2], [2.0, 0, 4, 2], [1.0, 1, 1, 1]
+    one = instances((0.9, 0, left), (0.3, 1, right), (0.5, 2, nowhere))
+    assert agreement("instance", one, instances((0.3, 1, right), (0.9, 0, left))) == pytest.approx(1)
+    assert agreement("instance", one, instances((0.9, 1, left), (0.3, 1, right))) == pytest.approx(0.3 * 2 / 2.4)
+    assert agreement("detection", one, instances((0.6, 0, left))) == pytest.approx(0.6 * 2 / 1.8)
+    assert agreement("detection", one, instances()) == 0
+    assert agreement("detection", instances(), instances()) is None
 
 
 def test_onnx_runtime_passes_with_a_real_export(spec: Spec, model_path: Path, onnx_path: Path) -> None:

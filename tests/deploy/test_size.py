@@ -11,11 +11,15 @@ import torch
 
 from tessera.data.catalog import load_catalog
 from tessera.data.datamodule import eval_loader
+from tessera.data.loader import Loader
+from tessera.data.opened import OpenedData
 from tessera.deploy.export import export, with_size
-from tessera.deploy.parity import check_parity
+from tessera.deploy.parity import ParityError, compare_predictions
 from tessera.evaluation.evaluate import evaluate
-from tessera.files import UserError
+from tessera.files import UserError, read_json
 from tessera.inference import load_predictor
+from tessera.inference.predictor import Predictor
+from tessera.inference.results import predict_to
 from tessera.models import build_model
 from tessera.models.artifact import save_model
 from tessera.provenance import Header
@@ -47,13 +51,23 @@ def trained(spec: Spec) -> Path:
     return path
 
 
+def images_for(predictor: Predictor, spec: Spec) -> Loader:
+    data = OpenedData(spec, ("test",), predictor.header.catalog)
+    return eval_loader(spec, data, "test", fixed_size=predictor.input_size)
+
+
 def measured(path: Path, spec: Spec) -> dict[str, Any]:
     """eval.json, of PyTorch or ONNX Runtime."""
     predictor = load_predictor(path, device="cpu")
     catalog = predictor.header.catalog
-    loader = eval_loader(spec, catalog, "test", fixed_size=predictor.input_size)
-    evaluation = evaluate(predictor, loader, catalog, "semantic", progress=False)
+    evaluation = evaluate(predictor, images_for(predictor, spec), catalog, "semantic", progress=False)
     return evaluation.to_json(EXPERIMENT, {}, spec, predictor.runtime, "fp32", {}, input_size=predictor.input_size)
+
+
+def compared(root: Path, spec: Spec) -> dict[str, Any]:
+    """Of onnx_parity.json what is said of the final predictions."""
+    reference, candidate = (load_predictor(root / name, device="cpu") for name in ("model.pth", "model.onnx"))
+    return compare_predictions(reference, candidate, images_for(reference, spec), images_for(candidate, spec), spec)
 
 
 def test_a_graph_holds_the_images_and_scores_what_pytorch_scores(
@@ -68,6 +82,9 @@ def test_a_graph_holds_the_images_and_scores_what_pytorch_scores(
     assert torch_eval["input"] == {"size": None, "scaled_down": None}
     assert onnx_eval["input"] == {"size": [64, 192], "scaled_down": None}
     assert torch_eval["remarks"] == onnx_eval["remarks"] == []
+    found = compared(tmp_path, spec)
+    assert found["sizes"] == {"torch": [[64, 130], [64, 192]], "onnx": [[64, 130], [64, 192]]}
+    assert found["agreement"] > 0.95
     # The narrow image is padded further than alone, which the network may notice.
     assert onnx_eval["metrics"] == pytest.approx(torch_eval["metrics"], abs=0.02)
 
@@ -83,11 +100,34 @@ def test_what_does_not_fit_is_said_at_export_parity_and_evaluation(
     document = measured(tmp_path / "model.onnx", spec)
     assert document["input"] == {"size": [64, 64], "scaled_down": {"images": 3, "factor": 21 / 64}}
     assert document["remarks"] == [told]
-    reference, candidate = (load_predictor(tmp_path / name, device="cpu") for name in ("model.pth", "model.onnx"))
-    loader = eval_loader(spec, reference.header.catalog, "test", fixed_size=candidate.input_size)
-    report = check_parity(reference, candidate, loader, spec)
-    assert report["input_sizes"] == [[64, 64]] and report["scaled_down"] == {"images": 3, "factor": 21 / 64}
-    assert f"parity: warning: {told}; PyTorch is compared at this size" in capsys.readouterr().err
+    report = compared(tmp_path, spec)
+    assert report["sizes"] == {"torch": [[64, 130], [64, 192]], "onnx": [[21, 64], [32, 64]]}
+    assert report["input"] == document["input"]
+    assert report["agreement"] < 0.9
+    assert (
+        f"parity: warning: {told}; the final predictions agree to {report['agreement']:.1%}" in capsys.readouterr().err
+    )
+    predict_to(load_predictor(tmp_path / "model.onnx", device="cpu"), tmp_path / "images", tmp_path / "out")
+    assert read_json(tmp_path / "out/index.json")["input"] == document["input"]
+    assert f"infer: warning: {told}\n" in capsys.readouterr().err
+
+
+def test_parity_can_refuse_what_scaling_makes_of_predictions(tmp_path: Path) -> None:
+    spec = wide(tmp_path, export={"input_height": 64, "input_width": 64}, parity={"agreement": 0.95})
+    export(trained(spec), tmp_path / "model.onnx", spec, EXPERIMENT)
+    with pytest.raises(ParityError, match=r"21x64 for 64x192; .* less than parity\.agreement, 0\.95; leave out export"):
+        compared(tmp_path, spec)
+
+
+def test_windows_are_compared_as_they_are_evaluated(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is scaled down for a graph that takes windows."""
+    views = {"mode": "slide", "crop_size": [64, 64], "stride": [43, 43]}
+    spec = wide(tmp_path, export={"input_height": 64, "input_width": 64}, testing=views)
+    export(trained(spec), tmp_path / "model.onnx", spec, EXPERIMENT)
+    capsys.readouterr()
+    report = compared(tmp_path, spec)
+    assert report["agreement"] > 0.99 and report["input"] == {"size": None, "scaled_down": None}
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_the_size_is_that_of_the_test_size(tmp_path: Path) -> None:

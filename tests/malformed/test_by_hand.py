@@ -206,4 +206,9 @@ def test_another_way_of_testing_is_an_evaluation_of_the_same_model(
     assert document["lineage"]["postprocess"]["object_mask_threshold"] == 1.0
     names = {f"{FOLDER}/eval.strict{end}" for end in (".json", ".predictions.json.gz", ".statistics.json.gz")}
     assert content(project).keys() - before.keys() == names and before.items() <= content(project).items()
+    done = call(["infer", EXPERIMENT, "--testing", "strict"], project, capsys)
+    assert done.code == 0 and f"wrote {FOLDER}/inference.strict: index.json" in done.out
+    index = read_json(project / FOLDER / "inference.strict/index.json")
+    assert index["testing"] == "strict" and "the val split" in index["source"]
+    assert before.items() <= content(project).items()
     assert call(["verify", FOLDER], project, capsys).code == 0

@@ -189,3 +189,23 @@ def test_a_test_split_without_annotations(project: Path, capsys: pytest.CaptureF
     assert refused.code == 1 and "has no list `annotations`" in refused.err
     (project / "data" / test["images"] / document["images"][0]["file_name"]).write_bytes(b"broken")
     assert "test: data/demo/images/test/" in call(["check", "demo", "--out", "check.json"], project, capsys).err
+
+
+def test_another_way_of_testing_is_the_project_s(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = "m.pth photos/00.png --draw off --testing strict"
+    assert "no config/config.yaml here; give its keys" in infer(f"{words} --out found", place, capsys).err
+    (place / "config/testing").mkdir(parents=True)
+    folders = ("models", "backbones", "datasets")
+    for folder, name in zip(folders, ("mask2former", "swin", "demo"), strict=True):
+        (place / "config" / folder).mkdir()
+        (place / "config" / folder / f"{name}.yaml").write_text("{}\n")
+    (place / "config/config.yaml").write_text("models: [mask2former]\nbackbones: [swin]\ndatasets: [demo]\n")
+    (place / "config/testing/strict.yaml").write_text("postprocess: {object_mask_threshold: 1.0}\n")
+    done = infer(f"{words} --out found", place, capsys)
+    assert done.code == 0, done.err
+    assert "found no segment" in done.err
+    index = read_json(place / "found/index.json")
+    assert index["testing"] == "strict" and index["lineage"]["postprocess"]["object_mask_threshold"] == 1.0
+    assert (
+        "no way of testing 'strickt'" in infer(words.replace("strict", "strickt") + " --out found", place, capsys).err
+    )

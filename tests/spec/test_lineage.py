@@ -74,7 +74,7 @@ CHANGES = {
     "test images of the generator": ({"dataset": {"generator": {"test_images": 3}}}, EVALUATED),
     "test split's size": ({"dataset": {"generator": {}, "test": {"target_size": [64, 64]}}}, EVALUATED),
     "evaluated split": ({"evaluate": {"split": "val"}}, EVALUATED),
-    "threshold": ({"postprocess": {"object_mask_threshold": 0.1}}, of("evaluate", "infer")),
+    "threshold": ({"postprocess": {"object_mask_threshold": 0.1}}, EVALUATED),
     "drawing": ({"inference": {"opacity": 0.1}}, of("infer")),
     "tolerance": ({"parity": {"tolerance": 0.5}}, AFTER_PARITY),
     "export size": ({"export": {"input_height": 320}}, AFTER_EXPORT),
@@ -133,7 +133,7 @@ def test_a_threshold_retrains_where_it_chooses_the_weights(
     for key, value in changes.items():
         changed = make_spec(**base, postprocess={key: value})
         found = {step for step in STEPS if lineage_text(plain, *step) != lineage_text(changed, *step)}
-        assert found == (set(STEPS) if select == "best" and key in deciding else of("evaluate", "infer")), key
+        assert found == (set(STEPS) if select == "best" and key in deciding else EVALUATED), key
         assert lineage_text(changed, "export") == canonical_json(lineage(changed, "export"))
         assert lineage(changed, "evaluate")["postprocess"][key] == value
 

@@ -426,12 +426,16 @@ def test_another_way_of_testing_evaluates_again_and_trains_nothing(built: Projec
     target = "results/mask2former_swin/onnx_eval.fp16.strict.json"
     try:
         built.configure("testing/strict", {"postprocess": {"object_mask_threshold": 0.9}})
-        assert built.plan(target, "results/mask2former_swin/eval.strict.json") == {"evaluate": 1, "evaluate_onnx": 1}
+        pictures = "results/mask2former_swin/inference.strict/index.json"
+        wanted = (target, "results/mask2former_swin/eval.strict.json", pictures)
+        assert built.plan(*wanted) == {"evaluate": 1, "evaluate_onnx": 1, "infer": 1}
+        built.run(pictures)
+        assert "--testing strict" in built.calls()[-1]
         built.run(target)
         assert "--testing strict" in built.calls()[-1]
         assert built.plan(target) == built.plan() == {}
         built.configure("testing/strict", {"postprocess": {"object_mask_threshold": 0.7}})
-        assert built.plan(target) == {"evaluate_onnx": 1}
+        assert built.plan(target, pictures) == {"evaluate_onnx": 1, "infer": 1}
         assert built.plan() == {}
     finally:
         built.restore(before)

@@ -35,9 +35,9 @@ RERUNS: dict[str, tuple[dict[str, Any], Counter[str]]] = {
     "model": ({"loss": {"no_object_weight": 0.2}}, EVERYTHING),
     "dataset": ({"augmentation": {"flip": 0.4}}, EVERYTHING),
     "train": ({"optim": {"lr": 3.0e-4}}, EVERYTHING),
-    "postprocess": ({"overlap_threshold": 0.7}, EVALUATE + INFER + TABLES),
+    "postprocess": ({"overlap_threshold": 0.7}, PARITY + EVALUATE + INFER + TABLES),
     "evaluate": ({"classes": ["circle"]}, PARITY + EVALUATE + INFER + TABLES),
-    "testing": ({"flip": True}, EVALUATE + INFER + TABLES),
+    "testing": ({"flip": True}, PARITY + EVALUATE + INFER + TABLES),
     "inference": ({"opacity": 0.4}, INFER + Counter(figures=1)),
     "export": ({"input_height": 320}, EXPORT + PRECISION + ENGINE + PARITY + DEPLOYED + TABLES),
     "precision": (

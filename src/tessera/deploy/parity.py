@@ -1,4 +1,5 @@
-"""The gate between a runtime and the tables: its outputs must be PyTorch's, on real images, one at a time and in batches.
+"""The gate between a runtime and the tables: its outputs must be PyTorch's for the same input, on real images, one at a time and in batches;
+and how far the predictions agree where each runtime sees the images at its own size.
 
 Deployed runtimes are known to be wrong without an error (zeros from plug-ins, GridSample kernels, fused fp16 attention), so what
 counts is the numbers, not that a run succeeded.
@@ -9,23 +10,29 @@ from __future__ import annotations
 import itertools
 import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from tessera import provenance
 from tessera.files import UserError
 from tessera.inference.predictor import Predictor
-from tessera.ops.images import scaled_down
+from tessera.ops.images import input_record
 from tessera.spec.lineage import lineage
+from tessera.spec.networks import Mode
 from tessera.spec.schema import Spec
-from tessera.structures import Batch, ImageMeta
+from tessera.structures import Batch, ImageMeta, Instances, Predictions
 
 LARGEST_BATCH = 3
 """Images that are also run together."""
+SAME_OBJECT = 0.5
+"""Smallest IoU of two boxes that stand for one object."""
 
 
 class ParityError(UserError):
@@ -38,7 +45,7 @@ def check_parity(reference: Predictor, candidate: Predictor, loader: Iterable[Ba
     Returns a JSON-able report. Raises ParityError naming every output that is outside the tolerance, not finite, or constant.
     """
     tolerance = tolerance_of(candidate.precision, spec)
-    images, metas = _take(loader, spec.parity.images)
+    images = _take(loader, spec.parity.images)
     comparison = Comparison()
     batch_sizes: set[int] = set()
     largest = min(LARGEST_BATCH, candidate.max_batch or LARGEST_BATCH)
@@ -76,11 +83,52 @@ def check_parity(reference: Predictor, candidate: Predictor, loader: Iterable[Ba
         "images": len(images),
         "batch_sizes": sorted(batch_sizes),
         "input_sizes": [list(size) for size in sorted({tuple(image.pixels.shape[1:]) for image in images})],
-        "scaled_down": _scaling(metas, candidate, spec),
         "tolerance": tolerance,
         "differences": comparison.to_json(),
         "lineage": lineage(spec, "parity", candidate.runtime, candidate.precision),
         "facts": provenance.collect(),
+    }
+
+
+def compare_predictions(
+    reference: Predictor, candidate: Predictor, expected: Iterable[Batch], found: Iterable[Batch], spec: Spec
+) -> dict[str, Any]:
+    """Agreement of the final predictions on the same images, which each loader prepares as its runtime's evaluation does: what ``check_parity``
+    cannot see, since it gives both the same pixels.
+
+    Returns a JSON-able report. Images that the candidate sees scaled down are warned of. Raises ParityError where less than
+    ``spec.parity.agreement`` agrees.
+    """
+    wanted, wanted_metas = _decisions(reference, expected, candidate.mode)
+    given, given_metas = _decisions(candidate, found, candidate.mode)
+    if wanted.keys() != given.keys():
+        raise ValueError(f"compares predictions of images {sorted(given)} with PyTorch's of {sorted(wanted)}")
+    agreeing: defaultdict[int, float] = defaultdict(float)
+    total: defaultdict[int, float] = defaultdict(float)
+    for image, decided in wanted.items():
+        for key, (part, whole) in given[image].shared(decided).items():
+            agreeing[key] += part
+            total[key] += whole
+    shares = [agreeing[key] / whole for key, whole in total.items() if whole]
+    agreement = math.fsum(shares) / len(shares) if shares else None
+    how = "mean IoU of the classes" if candidate.mode in ("panoptic", "semantic") else "share of the detections' scores"
+    told = "neither predicts anything"
+    if agreement is not None:
+        told = f"the final predictions agree to {agreement:.1%} with PyTorch's at its own size ({how})"
+    smaller = candidate.scaled_down(given_metas)
+    if smaller is not None:
+        told = f"{smaller.describe(len(given_metas), candidate.input_size)}; {told}"
+    if agreement is not None and agreement < spec.parity.agreement:
+        remedy = "; leave out export.input_height and export.input_width, or set them larger" if smaller else ""
+        raise ParityError(
+            f"{candidate.header.experiment}: {candidate.runtime} {candidate.precision}: {told}, less than parity.agreement, "
+            f"{spec.parity.agreement:g}{remedy}"
+        )
+    print(f"parity: {'warning: ' if smaller else ''}{told}", file=sys.stderr, flush=True)
+    return {
+        "agreement": agreement,
+        "sizes": {one.runtime: _sizes(metas) for one, metas in ((reference, wanted_metas), (candidate, given_metas))},
+        "input": input_record(candidate.input_size, smaller),
     }
 
 
@@ -206,6 +254,64 @@ def _agreement(name: str, reference: Tensor, candidate: Tensor) -> Tensor | None
 
 
 @dataclass(frozen=True)
+class _Decided:
+    """A prediction as far as it is compared."""
+
+    classes: Tensor | None
+    """(H, W) of every pixel, -1 for none; None where instances or boxes are all there is."""
+    instances: Instances | None
+
+    @classmethod
+    def of(cls, prediction: Predictions, mode: Mode) -> _Decided:
+        panoptic, found = prediction.panoptic, prediction.instances
+        if mode == "semantic":
+            return cls(prediction.semantic, None)
+        if mode == "panoptic" and panoptic is not None:
+            classes = torch.full_like(panoptic.ids, -1)
+            for segment in panoptic.segments:
+                classes[panoptic.ids == segment.id] = segment.label
+            return cls(classes, None)
+        if found is None:
+            return cls(None, None)
+        seen = (found.boxes[:, 2:] > found.boxes[:, :2]).all(1)
+        return cls(None, Instances(found.scores[seen], found.labels[seen], found.boxes[seen], None))
+
+    def shared(self, other: _Decided) -> dict[int, tuple[float, float]]:
+        """How much agrees, and of how much. By class, pixels that both and that any gives to it: most pixels may be of one class, whatever
+        becomes of the others. Of instances and boxes all together, the scores that both give to one object: of one class, with an IoU of at
+        least ``SAME_OBJECT``."""
+        if self.classes is not None and other.classes is not None:
+            last = int(max(self.classes.max(), other.classes.max()))
+            pairs = [(self.classes == label, other.classes == label) for label in range(last + 1)]
+            return {label: (float((a & b).sum()), float((a | b).sum())) for label, (a, b) in enumerate(pairs)}
+        if self.instances is None or other.instances is None:
+            raise ValueError("a runtime does not predict what its mode says")
+        one, two = self.instances, other.instances
+        iou = box_iou(one.boxes, two.boxes) * (one.labels[:, None] == two.labels)
+        iou[iou < SAME_OBJECT] = 0
+        rows, columns = linear_sum_assignment(iou, maximize=True)
+        same = torch.minimum(one.scores[rows], two.scores[columns])[iou[rows, columns] > 0]
+        return {0: (2 * float(same.sum()), float(one.scores.sum() + two.scores.sum()))}
+
+
+def _decisions(
+    predictor: Predictor, loader: Iterable[Batch], mode: Mode
+) -> tuple[dict[int, _Decided], list[ImageMeta]]:
+    """By image id."""
+    found: dict[int, _Decided] = {}
+    metas: list[ImageMeta] = []
+    for batch in loader:
+        metas += batch.metas
+        found |= {prediction.meta.image_id: _Decided.of(prediction, mode) for prediction in predictor(batch)}
+    return found, metas
+
+
+def _sizes(metas: Iterable[ImageMeta]) -> list[list[int]]:
+    """(height, width) of images as the network sees them."""
+    return [list(size) for size in sorted({meta.resized_size for meta in metas})]
+
+
+@dataclass(frozen=True)
 class _Image:
     pixels: Tensor
     """(3, H, W)."""
@@ -219,30 +325,15 @@ def _outputs(predictor: Predictor, images: list[_Image], task: str | None) -> di
         return {name: value.detach().float().cpu() for name, value in predictor.ask(pixels, padding, task).items()}
 
 
-def _scaling(metas: Sequence[ImageMeta], candidate: Predictor, spec: Spec) -> dict[str, Any] | None:
-    """Both compute at the size that the candidate takes. Where that is not the test size, PyTorch's own evaluation is of other pixels, which
-    nothing compared here speaks of; so it is said."""
-    split = spec.dataset.val if spec.evaluate.split == "val" else spec.dataset.test
-    sizes = ((meta.original_size, meta.resized_size) for meta in metas)
-    found = scaled_down(sizes, spec.dataset.augmentation, split.target_size)
-    if found is None:
-        return None
-    told = found.describe(len(metas), candidate.input_size)
-    print(f"parity: warning: {told}; PyTorch is compared at this size, and evaluated at the test size", file=sys.stderr)
-    return {"images": found.images, "factor": found.factor}
-
-
-def _take(loader: Iterable[Batch], count: int) -> tuple[list[_Image], list[ImageMeta]]:
+def _take(loader: Iterable[Batch], count: int) -> list[_Image]:
     images: list[_Image] = []
-    metas: list[ImageMeta] = []
     for batch in loader:
         images += map(_Image, batch.images, batch.padding)
-        metas += batch.metas
         if len(images) >= count:
             break
     if not images:
         raise UserError("parity: the evaluated split has no images; expected at least one")
-    return images[:count], metas[:count]
+    return images[:count]
 
 
 def _by_size(images: list[_Image]) -> list[list[_Image]]:

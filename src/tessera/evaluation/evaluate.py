@@ -20,7 +20,7 @@ from tessera.evaluation.progress import track
 from tessera.evaluation.semantic import SemanticMetric
 from tessera.evaluation.statistics import Limits, Statistics, per_image_counts, write_statistics
 from tessera.files import UserError
-from tessera.ops.images import ScaledDown, scaled_down
+from tessera.ops.images import ScaledDown, input_record, scaled_down
 from tessera.ops.rle import encode_masks
 from tessera.spec.networks import DeformableDetrSpec, Mask2FormerSpec, Mode, OneFormerSpec
 from tessera.spec.schema import Spec
@@ -71,10 +71,7 @@ class Evaluation:
             "images": self.images,
             "metrics": self.metrics,
             "per_class": self.per_class,
-            "input": {
-                "size": None if input_size is None else list(input_size),
-                "scaled_down": None if smaller is None else {"images": smaller.images, "factor": smaller.factor},
-            },
+            "input": input_record(input_size, smaller),
             "remarks": scaling + self.remarks(spec),
             "seconds": round(self.seconds, 3),
             "lineage": lineage,
@@ -83,9 +80,8 @@ class Evaluation:
 
     def scaled_down(self, spec: Spec) -> ScaledDown | None:
         """Images that the network saw smaller than at their test size."""
-        split = spec.dataset.val if spec.evaluate.split == "val" else spec.dataset.test
         sizes = ((tuple(one["original_size"]), tuple(one["resized_size"])) for one in self.predictions)
-        return scaled_down(sizes, spec.dataset.augmentation, split.target_size)
+        return scaled_down(sizes, spec.dataset.augmentation, spec.evaluated.target_size)
 
     def remarks(self, spec: Spec) -> list[str]:
         """What keeps the numbers below 1 whatever the model: keys that let fewer objects of an image count than it has."""

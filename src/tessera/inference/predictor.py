@@ -14,7 +14,7 @@ from tessera.files import UserError
 from tessera.inference.sources import ImageSource, is_many, open_source
 from tessera.models import output_shapes, task_input, tasks
 from tessera.models.base import Postprocess
-from tessera.ops.images import input_size, make_batch, padded_size
+from tessera.ops.images import ScaledDown, input_size, make_batch, padded_size, scaled_down
 from tessera.provenance import Header
 from tessera.spec.networks import Mode
 from tessera.structures import Batch, ImageMeta, Instances, Panoptic, Predictions, merge_parts
@@ -55,6 +55,9 @@ class Predictor(ABC):
             self.tasks, self.mode = (fixed_task,), fixed_task
         self.input_size = fixed_size
         """(height, width) that every batch must have; None for any."""
+        self.target_size = header.spec.evaluated.target_size
+        """(height, width) to which ``stream`` stretches images first: as in the split that the model is evaluated on, which a stage's spec may
+        name otherwise than the model's."""
         self.max_batch = max_batch
         """Images that one call of ``outputs`` takes at most; None for any number."""
 
@@ -175,20 +178,19 @@ class Predictor(ABC):
             spec.model.pixel_mean,
             self.size_divisor,
             self.input_size,
-            self._target_size,
+            self.target_size,
         )
         yield from zip((image for _, image in group), self(batch), strict=True)
 
     def _padded_size(self, image: Tensor) -> tuple[int, int]:
-        height, width = self._target_size or (image.shape[1], image.shape[2])
+        height, width = self.target_size or (image.shape[1], image.shape[2])
         inside = input_size(height, width, self.header.spec.dataset.augmentation, self.input_size)
         return padded_size([inside], self.size_divisor, self.input_size)
 
-    @property
-    def _target_size(self) -> tuple[int, int] | None:
-        """To which images are stretched first: as in the split that the model is evaluated on."""
-        spec = self.header.spec
-        return (spec.dataset.val if spec.evaluate.split == "val" else spec.dataset.test).target_size
+    def scaled_down(self, metas: Iterable[ImageMeta]) -> ScaledDown | None:
+        """Of images that were predicted on, those that the network saw smaller than at their test size."""
+        sizes = ((meta.original_size, meta.resized_size) for meta in metas)
+        return scaled_down(sizes, self.header.spec.dataset.augmentation, self.target_size)
 
 
 def choose_device(device: str, path: Path) -> torch.device:

@@ -18,6 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -31,13 +32,22 @@ from tessera.evaluation.progress import track
 from tessera.files import UserError, atomic_folder, encoded, read_json, write_json, write_text
 from tessera.inference.predictor import Predictor
 from tessera.inference.sources import ImageSource, gather, open_source, safe_name
+from tessera.ops.images import input_record
 from tessera.ops.kitti import kitti_names, kitti_row
 from tessera.ops.masks import masks_to_boxes
 from tessera.ops.rle import encode_masks
 from tessera.spec.lineage import lineage
 from tessera.spec.networks import Mode
 from tessera.spec.schema import InferenceSpec, Spec
-from tessera.structures import LARGEST_PIXEL_ID, ClassCatalog, Instances, Panoptic, Predictions, unknown_class
+from tessera.structures import (
+    LARGEST_PIXEL_ID,
+    ClassCatalog,
+    ImageMeta,
+    Instances,
+    Panoptic,
+    Predictions,
+    unknown_class,
+)
 
 FORMAT = 1
 
@@ -61,21 +71,22 @@ def infer(
     inputs: Mapping[str, str] | None = None,
     record: Mapping[str, Any] | None = None,
     finished: Callable[[], None] | None = None,
+    testing: str = "",
 ) -> Written:
     """Predicts on ``spec.inference.images``, or on ``split_images`` where that is not set, and writes ``folder`` whole or not at all.
 
     ``inputs``: ``provenance.digests`` of the model; ``record``: the lineage, where it is not the spec's own. ``finished`` is called after
-    the last image and before anything bears its name; may raise.
+    the last image and before anything bears its name; may raise. ``testing``: name of the way of testing that the spec has.
     Raises UserError when there is no image; that nothing is found in any of them is only warned of.
     """
     sources = choose_images(spec, split_images)
     header = predictor.header
-    split = spec.dataset.val if spec.evaluate.split == "val" else spec.dataset.test
-    stream = track(predictor.stream(sources, split.batch_size), "infer: image", len(sources))
+    stream = track(predictor.stream(sources, spec.evaluated.batch_size), "infer: image", len(sources))
     facts = {
         "experiment": header.experiment,
         "runtime": predictor.runtime,
         "precision": predictor.precision,
+        "testing": testing,
         "source": spec.inference.images or f"the {spec.evaluate.split} split of {spec.dataset.name}",
         "lineage": dict(record or lineage(spec, "infer", predictor.runtime, predictor.precision)),
         "facts": provenance.collect(),
@@ -83,7 +94,10 @@ def infer(
     names = [source.file_name for source in sources]
     if finished is not None:
         stream = _then(stream, finished)
-    return write_results(stream, names, folder, header.catalog, predictor.mode, spec.inference, facts, inputs)
+    inputs_of = partial(_input, predictor)
+    return write_results(
+        stream, names, folder, header.catalog, predictor.mode, spec.inference, facts, inputs, told=inputs_of
+    )
 
 
 def _then(
@@ -123,7 +137,16 @@ def predict_to(
         **(facts or {}),
     }
     classes = predictor.header.catalog if catalog is None else catalog
-    return write_results(stream, names, Path(folder), classes, predictor.mode, settings, head, broken=broken)
+    told = partial(_input, predictor)
+    return write_results(stream, names, Path(folder), classes, predictor.mode, settings, head, broken=broken, told=told)
+
+
+def _input(predictor: Predictor, metas: Sequence[ImageMeta]) -> dict[str, Any]:
+    """What the index says of the size at which the network saw the images; what is scaled down to fit is said here, too."""
+    smaller = predictor.scaled_down(metas)
+    if smaller is not None:
+        _say(f"warning: {smaller.describe(len(metas), predictor.input_size)}")
+    return {"input": input_record(predictor.input_size, smaller)}
 
 
 def require_replaceable(folder: Path) -> None:
@@ -176,9 +199,11 @@ def write_results(
     facts: dict[str, Any] | None = None,
     inputs: Mapping[str, str] | None = None,
     broken: Sequence[str] | None = None,
+    told: Callable[[Sequence[ImageMeta]], Mapping[str, Any]] | None = None,
 ) -> Written:
     """``stream`` yields (3, H, W) uint8 images with their predictions in the order of ``file_names``, all of them but those that it puts into
-    ``broken`` on its way; ``facts`` go into the index, which is ``provenance.sealed`` with ``inputs`` and the files of the folder."""
+    ``broken`` on its way; ``facts`` go into the index, which is ``provenance.sealed`` with ``inputs`` and the files of the folder, and so does
+    what ``told`` answers for all images in the end."""
     if not file_names:
         raise UserError(f"{folder}: no images were given, so there is nothing to write")
     stems = output_stems(file_names)
@@ -203,7 +228,8 @@ def write_results(
             raise ValueError(f"got predictions of {len(writer.images)} images, expected {len(file_names) - len(lost)}")
         if not writer.images:
             raise UserError(f"none of {len(lost)} images can be read\n" + "\n".join(f"  {line}" for line in lost))
-        return writer.finish({"format": FORMAT, "mode": mode, **(facts or {})}, inputs, lost)
+        head = {"format": FORMAT, "mode": mode, **(facts or {}), **(told(writer.metas) if told else {})}
+        return writer.finish(head, inputs, lost)
 
 
 def output_stems(file_names: Sequence[str]) -> dict[str, str]:
@@ -232,12 +258,14 @@ class _Writer:
     """Class names as label files have them; empty where none are written."""
     mode: Mode
     spec: InferenceSpec
+    metas: list[ImageMeta] = field(default_factory=list)
     images: list[dict[str, Any]] = field(default_factory=list)
     instances: list[dict[str, Any]] = field(default_factory=list)
     panoptic: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, image: Tensor, prediction: Predictions, stem: str) -> None:
         meta = prediction.meta
+        self.metas.append(meta)
         entry: dict[str, Any] = {
             "id": meta.image_id,
             "file_name": meta.file_name,

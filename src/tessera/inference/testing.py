@@ -50,6 +50,11 @@ def with_views(predictor: Predictor, testing: ViewsSpec) -> Predictor:
     return ViewsPredictor(predictor, testing)
 
 
+def one_view(predictor: Predictor) -> Predictor:
+    """What ``with_views`` was given."""
+    return predictor.inner if isinstance(predictor, ViewsPredictor) else predictor
+
+
 class ViewsPredictor(Predictor):
     """The runtime of another predictor, asked several times for every image."""
 

@@ -133,6 +133,14 @@ def scaled_down(
     return None if worst is None else ScaledDown(count, *worst)
 
 
+def input_record(graph: tuple[int, int] | None, found: ScaledDown | None) -> dict[str, Any]:
+    """What records say under ``input``. ``graph``: (height, width) that the runtime takes, None where it takes any."""
+    return {
+        "size": None if graph is None else list(graph),
+        "scaled_down": None if found is None else {"images": found.images, "factor": found.factor},
+    }
+
+
 def padded_size(
     sizes: Sequence[tuple[int, int]], divisor: int, fixed_size: tuple[int, int] | None = None
 ) -> tuple[int, int]:

@@ -6,6 +6,7 @@ Nothing of this is a signature: whoever makes all records of a chain anew goes u
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from tessera.spec.compose import Grid
 from tessera.spec.lineage import RUNTIMES, differences, lineage
 from tessera.spec.planning import (
     RUN_STAGES,
+    TESTED_STAGES,
     Digest,
     digests_of,
     figures_lineage,
@@ -61,7 +63,7 @@ def records(testings: Iterable[str]) -> dict[str, Record]:
     for precision in ("fp32", "fp16"):
         found.append(Record("engine", precision=precision))
         found += [Record(stage, runtime, precision) for runtime in RUNTIMES for stage in RUN_STAGES]
-        found += [Record("evaluate", runtime, precision, way) for runtime in RUNTIMES for way in testings]
+        found += [Record(*one) for one in itertools.product(TESTED_STAGES, RUNTIMES, (precision,), testings)]
     return {record_file(one.stage, one.runtime, one.precision, one.testing): one for one in found}
 
 
@@ -121,7 +123,7 @@ def _verify_experiment(grid: Grid, folder: Path) -> Iterator[Finding]:
         expected = {"experiment": folder.name}
         if record.stage in RUN_STAGES:
             expected |= {"runtime": record.runtime, "precision": record.precision}
-        if record.stage == "evaluate":
+        if record.stage in TESTED_STAGES:
             expected["testing"] = record.testing
         wanted = lineage(spec, record.stage, record.runtime, record.precision)
         document = yield from _verify_record(path, wanted, expected)

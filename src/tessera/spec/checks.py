@@ -71,7 +71,7 @@ def stage_mistakes(spec: Spec, verb: str, runtime: str) -> Iterator[tuple[str, s
             yield "train.select", f"best needs validation, {advice}"
         if optim.lr_scheduler == "ReduceOnPlateau" and optim.monitor_name == "val_loss":
             yield "train.optim.monitor_name", f"val_loss needs validation, {advice}"
-    if verb in ("evaluate", "infer") and runtime != "torch" and not spec.export.dynamic_size:
+    if verb in ("parity", "evaluate", "infer") and runtime != "torch" and not spec.export.dynamic_size:
         testing = spec.testing
         # A size that is left out follows from the images, which planning does not open.
         if testing.mode == "slide" and None not in graph and testing.crop_size != graph:

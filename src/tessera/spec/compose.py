@@ -254,8 +254,6 @@ class Grid:
     def _compose(self, name: str, overrides: tuple[str, ...], testing: str) -> Resolved:
         if name not in self.parts:
             raise UserError(f"no experiment {name!r} in {self._path('config.yaml')}; {_offer(name, self.names)}")
-        if testing and testing not in self.testings:
-            raise UserError(f"no way of testing {testing!r} in {self._path(TESTING)}; {_offer(testing, self.testings)}")
         parts = self.parts[name]
         family = self._family(parts["model"])
         config = self._path("config.yaml")
@@ -269,7 +267,7 @@ class Grid:
                 *self._with_companion("datasets", parts["dataset"], family),
                 *(layer for name in parts["variants"] for layer in self._with_companion("variants", name, family)),
                 *(self._layer("experiments", stem, family) for stem in self._own_files(parts)),
-                *(self._with_companion(TESTING, testing, family) if testing else ()),
+                *self.testing_layers(testing, family),
                 *(override_layer(text, SPECS[family]) for text in overrides),
             ]
         )
@@ -287,6 +285,12 @@ class Grid:
         if testing:
             self._refuse_other_training(found, overrides)
         return found
+
+    def testing_layers(self, name: str, family: str) -> list[Layer]:
+        """Keys of a way of testing, none of one without a name. Raises UserError where there is no such."""
+        if name and name not in self.testings:
+            raise UserError(f"no way of testing {name!r} in {self._path(TESTING)}; {_offer(name, self.testings)}")
+        return self._with_companion(TESTING, name, family) if name else []
 
     def _refuse_other_training(self, tested: Resolved, overrides: tuple[str, ...]) -> None:
         """Thresholds can decide which weights a training keeps."""
@@ -427,11 +431,12 @@ def load_grid(root: Path = Path(), data_root: str | None = None) -> Grid:
     return Grid(root, read_mapping(root / "config" / "config.yaml", twice_read=True), data_root)
 
 
-def change(spec: Spec, subject: str, overrides: Sequence[str]) -> Spec:
-    """A spec that stands alone, such as that of a model file, with overrides; raises UserError with every mistake at once."""
+def change(spec: Spec, subject: str, overrides: Sequence[str], layers: Sequence[Layer] = ()) -> Spec:
+    """A spec that stands alone, such as that of a model file, with other layers above it, then overrides; raises UserError with every mistake at
+    once."""
     root = type(spec)
     given = Layer(dict(flat(spec.model_dump(mode="json"), subject)))
-    values, mistakes = compose([given, *(override_layer(text, root) for text in overrides)])
+    values, mistakes = compose([given, *layers, *(override_layer(text, root) for text in overrides)])
     return _validate(root, subject, values, mistakes)
 
 

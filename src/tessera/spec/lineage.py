@@ -41,11 +41,13 @@ STAGES: dict[str, Stage] = {
     "export": Stage(("export",), 2, ("deploy/export.py", "deploy/graph.py")),
     "precision": Stage(("precision",), 2, ("deploy/precision.py", "deploy/graph.py")),
     "engine": Stage(("engine",), 1, ("deploy/engine.py", "deploy/graph.py")),
-    "parity": Stage(("parity", "evaluate"), 4, ("deploy/parity.py", "inference"), reads_split=True),
+    "parity": Stage(
+        ("parity", "postprocess", "evaluate", "testing"), 5, ("deploy/parity.py", "inference"), reads_split=True
+    ),
     "evaluate": Stage(("postprocess", "evaluate", "testing"), 2, ("evaluation", "inference"), reads_split=True),
     "infer": Stage(
         ("postprocess", "evaluate", "testing", "inference"),
-        3,
+        4,
         ("evaluation/draw.py", "evaluation/canvas.py", "inference"),
         reads_split=True,
     ),

@@ -75,6 +75,8 @@ RECORDS = {
 
 RUN_STAGES = ("parity", "evaluate", "infer")
 """A runtime executes them."""
+TESTED_STAGES = ("evaluate", "infer")
+"""Of them, those that every way of testing has its own results of."""
 
 
 def record_file(stage: str, runtime: str = "torch", precision: str = "fp32", testing: str = "") -> str:
@@ -84,7 +86,7 @@ def record_file(stage: str, runtime: str = "torch", precision: str = "fp32", tes
     stem, dot, ending = name.partition(".")
     prefix = f"{runtime}_" if stage in RUN_STAGES and runtime != "torch" else ""
     suffix = "" if stage in ("train", "export") or precision == "fp32" else f".{precision}"
-    suffix += f".{testing}" if testing and stage == "evaluate" else ""
+    suffix += f".{testing}" if testing and stage in TESTED_STAGES else ""
     return f"{prefix}{stem}{suffix}{dot}{ending}{slash}{inside}"
 
 
@@ -323,7 +325,7 @@ class Plan:
         return "|".join(map(re.escape, names)) or "(?!)"
 
     def testing_pattern(self) -> str:
-        """Regular expression of what names a way of testing in an evaluation's file: nothing, or a dot and its name."""
+        """Regular expression of what names a way of testing in the name of a file or folder: nothing, or a dot and its name."""
         names = "|".join(map(re.escape, self.grid.testings)) or "(?!)"
         return rf"(\.({names}))?"
 

@@ -429,6 +429,9 @@ class ParitySpec(Section):
     """fp32: largest allowed mean absolute difference of an output, as a share of the output's standard deviation."""
     tolerance_fp16: float = Field(2e-2, gt=0)
     """The same for fp16 graphs."""
+    agreement: float = Field(0.0, ge=0, le=1)
+    """Smallest agreement of the final predictions with PyTorch's where each runtime sees the images as in its evaluation, at its own size: mean
+    IoU of the classes, or of instances and boxes the share of the scores. 0 refuses nothing; what is scaled down is warned of all the same."""
 
 
 class Spec(Section):
@@ -449,6 +452,11 @@ class Spec(Section):
     precision: PrecisionSpec = PrecisionSpec()
     engine: EngineSpec = EngineSpec()
     parity: ParitySpec = ParitySpec()
+
+    @property
+    def evaluated(self) -> SplitSpec:
+        """Split of `evaluate.split`."""
+        return self.dataset.val if self.evaluate.split == "val" else self.dataset.test
 
     @model_validator(mode="after")
     def _agree(self) -> Spec:
