@@ -454,7 +454,7 @@ ANNOTATIONS = [
     ),
     Case(
         "train-with-a-class-of-nobody",
-        f"{TRAIN} evaluate.classes=[circle,trapeze]",
+        f"{TRAIN} evaluate.classes=[disc,trapeze]",
         "override: evaluate.classes",
         ("the model has no class 'trapeze'",),
     ),
@@ -462,7 +462,7 @@ ANNOTATIONS = [
         "train-with-a-colour-of-nobody",
         f"{TRAIN} inference.color_map.circel=[1,2,3]",
         "override: inference.color_map",
-        ("the model has no class 'circel'; did you mean 'circle'?",),
+        ("the model has no class 'circel'; its classes are disc, square",),
     ),
     Case("train-without-data", TRAIN, LABELS, ("no such file",), (remove("data"),)),
     Case(
