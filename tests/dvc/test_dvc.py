@@ -17,7 +17,7 @@ import boto3
 import pytest
 
 from tests import s3
-from tests.workflow import test_kill
+from tests.workflow import small
 from tests.workflow.project import CONFIG, ROOT, Project, make_project
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -255,7 +255,7 @@ def edit(checkout: Checkout, old: str, new: str) -> None:
 @pytest.mark.slow
 def test_a_killed_repro_continues_its_training(tmp_path: Path) -> None:
     """Real stages: -9 to DVC, Snakemake and the training at once."""
-    folder = test_kill.make_project(tmp_path / "checkout")
+    folder = small.make_project(tmp_path / "checkout")
     checkout = add_dvc(folder)
     edit(checkout, "snakemake all", "snakemake results/mask2former_swin/eval.json")
     checkout.commit("start")
@@ -268,7 +268,7 @@ def test_a_killed_repro_continues_its_training(tmp_path: Path) -> None:
         assert process.poll() is None, (folder / "snakemake.log").read_text()[-4000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    training = test_kill.trainer(folder)
+    training = small.trainer(folder)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     with contextlib.suppress(ProcessLookupError):

@@ -29,7 +29,7 @@ from tests.dvc import test_dvc
 from tests.slurm.cluster import FRAGILE, NODES, ask
 from tests.training import toy
 from tests.training.test_processes import CALM
-from tests.workflow import project, test_kill
+from tests.workflow import project, small
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -120,7 +120,7 @@ def main_job(folder: Path) -> list[int]:
         snakemake = subprocess.Popen(
             ["snakemake", target, *PROFILE, *PATIENCE],
             cwd=folder,
-            env=test_kill.ENVIRONMENT,
+            env=small.ENVIRONMENT,
             stdout=stream,
             stderr=stream,
         )
@@ -138,7 +138,7 @@ def interrupt(folder: Path, way: Callable[[str, Path, int], None]) -> int:
     log = folder / f"logs/train/{EXPERIMENT}.log"
     wait(lambda: under_way(log) and training_job(), "two steps of training")
     job = training_job()
-    trainer = test_kill.trainer(folder)
+    trainer = small.trainer(folder)
     os.kill(trainer, signal.SIGSTOP)
     way(job, log, trainer)
     (latest,) = folder.glob(f"checkpoints/{EXPERIMENT}/*/*_latest.pth")
@@ -236,8 +236,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def main_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = test_kill.make_project(tmp_path_factory.mktemp("main"))
-    tiny = test_kill.TINY | {"train": test_kill.TINY["train"] | {"checkpoint_interval_unit": "epoch", "verbose": True}}
+    folder = small.make_project(tmp_path_factory.mktemp("main"))
+    tiny = small.TINY | {"train": small.TINY["train"] | {"checkpoint_interval_unit": "epoch", "verbose": True}}
     (folder / f"config/experiments/{EXPERIMENT}-demo.yaml").write_text(yaml.safe_dump(tiny))
     profile = folder / "profiles/slurm/config.yaml"
     profile.write_text(profile.read_text().replace("slurm_partition: gpu", f"slurm_partition: {FRAGILE}"))
@@ -275,7 +275,7 @@ def test_jobs_side_by_side_on_two_nodes_and_counted_retries(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}")
     trained = [f"results/{EXPERIMENT}-{variant}/model.pth" for variant in ("a", "b", "wide")]
-    environment = test_kill.ENVIRONMENT | {"PATH": f"{tmp_path / 'bin'}:{test_kill.ENVIRONMENT['PATH']}"}
+    environment = small.ENVIRONMENT | {"PATH": f"{tmp_path / 'bin'}:{small.ENVIRONMENT['PATH']}"}
     done = subprocess.run(
         ["snakemake", *trained, broken, *PROFILE, *PATIENCE, "--retries", "2"],
         cwd=tmp_path,
@@ -388,6 +388,6 @@ def test_main_job_survives_all_that_slurm_does_to_it(
     for name in ("config", "data"):
         shutil.copytree(main_folder / name, tmp_path / name)
     subprocess.run(
-        ["tessera", "train", EXPERIMENT], cwd=tmp_path, env=test_kill.ENVIRONMENT, check=True, capture_output=True
+        ["tessera", "train", EXPERIMENT], cwd=tmp_path, env=small.ENVIRONMENT, check=True, capture_output=True
     )
     toy.assert_same_results(results, tmp_path / "results" / EXPERIMENT)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.workflow import test_kill
+from tests.workflow import small
 from tests.workflow.project import ROOT, Project, make_project
 
 SWIN = {"swin": {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2], "window_size": 4}}
@@ -46,9 +46,9 @@ METRICS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", MODELS)
 def test_a_tiny_run_from_data_to_onnx_runtime(experiment: str, tmp_path: Path):
-    folder = test_kill.make_project(tmp_path)
+    folder = small.make_project(tmp_path)
     tiny = {
-        **test_kill.TINY,
+        **small.TINY,
         "model": MODELS[experiment],
         "train": {"num_epochs": 1, "threads": 1, "validation_interval": 1, "optim": {"milestones": [1]}},
     }
@@ -60,7 +60,7 @@ def test_a_tiny_run_from_data_to_onnx_runtime(experiment: str, tmp_path: Path):
     (folder / f"config/experiments/{experiment}-demo.yaml").write_text(yaml.safe_dump(tiny))
     results = folder / "results" / experiment
     targets = ["eval.json", "onnx_eval.json", "inference/index.json", "onnx_inference/index.json"]
-    test_kill.run(folder, *(f"results/{experiment}/{target}" for target in targets))
+    small.run(folder, *(f"results/{experiment}/{target}" for target in targets))
 
     found = {name: json.loads((results / name).read_text()) for name in ("eval.json", "onnx_eval.json")}
     assert METRICS[experiment] <= found["eval.json"]["metrics"].keys()
@@ -72,7 +72,7 @@ def test_a_tiny_run_from_data_to_onnx_runtime(experiment: str, tmp_path: Path):
     assert pictures == sorted(path.name for path in (results / "onnx_inference/overlays").iterdir())
     assert Project(folder).plan(*(f"results/{experiment}/{target}" for target in targets)) == {}
     verify = ["tessera", "verify", f"results/{experiment}"]
-    done = subprocess.run(verify, cwd=folder, env=test_kill.ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(verify, cwd=folder, env=small.ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("seal, lineage") == 7 and done.stdout.count("metrics made again") == 2
     assert "no record speaks of" not in done.stdout
