@@ -150,16 +150,55 @@ def test_nothing_outside_of_the_root_goes(root):
     assert len(files(elsewhere)) == 7
 
 
-def test_where_data_are_not_here_nothing_is_abandoned(root):
+CONVERT = {
+    "type": "coco",
+    "label_map": "given.json",
+    "convert": {"input_source": ["here"], "mapping_path": "map.json"},
+    "train": {"images": ".", "annotations": "demo/converted/shards/train-*.json", "names": "names.txt"},
+}
+ARCHIVE = {"address": "x.tar", "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "here", "absent"),
+    [
+        ({"train": {"images": "i", "annotations": "a.json", "panoptic": "p"}}, [], "a.json"),
+        (CONVERT, ["map.json", "names.txt"], "given.json"),
+        (CONVERT, ["given.json", "names.txt"], "map.json"),
+        (CONVERT, ["given.json", "map.json"], "names.txt"),
+        (
+            {
+                "fetch": {"images": ARCHIVE},
+                "train": {"images": "demo/images", "annotations": "demo/mine.json", "panoptic": "demo/images"},
+            },
+            [],
+            "demo/mine.json",
+        ),
+        (
+            {
+                **CONVERT,
+                "fetch": {"images": ARCHIVE},
+                "convert": {"input_source": ["demo/images"], "mapping_path": "map.json"},
+            },
+            ["given.json", "names.txt"],
+            "map.json",
+        ),
+    ],
+)
+def test_where_data_are_not_here_nothing_is_abandoned(root, dataset, here, absent):
     """Their digest would be another one."""
-    (root / "config/datasets/demo.yaml").write_text(
-        yaml.safe_dump({"dataset": {"train": {"images": "i", "annotations": "a.json", "panoptic": "p"}}})
-    )
+    for folder in ("images", "labels"):
+        (root / "data/here" / folder).mkdir(parents=True)
+    for name in here:
+        (root / "data" / name).touch()
+    (root / "config/datasets/demo.yaml").write_text(yaml.safe_dump({"dataset": dataset}))
     leave(root, NAME, OLD)
     before = files(root)
     (item,) = run()
     assert (
-        item.verdict == "keep" and "cannot be told: data/a.json: no such file" in item.reason and files(root) == before
+        item.verdict == "keep"
+        and f"cannot be told: data/{absent}: no such file" in item.reason
+        and files(root) == before
     )
 
 

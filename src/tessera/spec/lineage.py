@@ -302,55 +302,60 @@ def before_conversion(dataset: DatasetSpec) -> DatasetSpec:
     return dataset.model_copy(update={"convert": None} | {split: SplitSpec() for split in SPLITS})
 
 
-def kitti_folders(dataset: DatasetSpec, data_root: str) -> list[Path]:
-    """Image and label folders that a conversion reads; none where there is no conversion."""
-    if dataset.convert is None:
-        return []
-    names = (dataset.convert.image_dir_name, dataset.convert.label_dir_name)
-    listed = itertools.chain.from_iterable(kitti_sources(dataset.convert).values())
-    return [Path(data_root) / source_folder(source, name) for source in listed for name in names]
-
-
 def dataset_root(dataset: DatasetSpec, data_root: str) -> str:
     """Folder that the dataset's paths are relative to."""
     return GENERATED_ROOT if dataset.generator is not None or dataset.fetch else data_root
 
 
 def missing_data(dataset: DatasetSpec, data_root: str) -> list[Path]:
-    """Of what a user has to put there before anything of the dataset can be made."""
+    """Files and folders that a user has to put there before anything of the dataset can be made."""
     if dataset.generator is not None:
         return []
-    root = dataset_root(dataset, data_root)
-    folders = [] if dataset.fetch else kitti_folders(dataset, root)
-    given = dataset if dataset.convert is None else before_conversion(dataset)
-    files = own_files(given) if dataset.fetch else data_files(given, root)
-    return [path for path in files if not path.is_file()] + [path for path in folders if not path.is_dir()]
+    root = Path(dataset_root(dataset, data_root))
+    given, files, folders = dataset, set[str](), set[str]()
+    if (convert := dataset.convert) is not None:
+        given = before_conversion(dataset)
+        files = {*_mapping(convert), *_listed(dataset, SPLITS)} - {dataset.label_map}
+        listed = itertools.chain.from_iterable(kitti_sources(convert).values())
+        keys = (convert.image_dir_name, convert.label_dir_name)
+        folders = {source_folder(source, key) for source in listed for key in keys}
+    before = own_files(given) if dataset.fetch else data_files(given, str(root))
+    return [
+        *(path for path in before if not path.is_file()),
+        *(root / name for name in _own(dataset, sorted(files)) if not (root / name).is_file()),
+        *(root / name for name in _own(dataset, sorted(folders)) if not (root / name).is_dir()),
+    ]
+
+
+def _own(dataset: DatasetSpec, names: Iterable[str]) -> list[str]:
+    """Those that neither the generator nor an archive brings."""
+    if dataset.generator is not None:
+        return []
+    brought = {PurePosixPath(dataset.name, folder) for folder in dataset.fetch}
+    return [name for name in names if brought.isdisjoint(PurePosixPath(name, "file").parents)]
+
+
+def _mapping(convert: ConvertSpec) -> list[str]:
+    return [] if convert.mapping_path is None else [convert.mapping_path]
 
 
 def _converted_digest(dataset: DatasetSpec, convert: ConvertSpec, data_root: str, splits: Sequence[str]) -> str:
-    """Of the keys of `convert`, the mapping file, the label files, the names of the images, and what the dataset is before its conversion."""
+    """Of the keys of `convert`, the mapping file, the label files, the names of the images, and what the dataset is before its conversion:
+    of what a generator or an archive brings, the digest is part of that."""
     listed = kitti_sources(convert)
     root = Path(GENERATED_ROOT if dataset.fetch else data_root)
-    brought = {PurePosixPath(dataset.name, folder) for folder in dataset.fetch}
-
-    def own(names: Iterable[str]) -> list[str]:
-        """Without what a generator or an archive brings, whose digest is part of ``before``."""
-        if dataset.generator is not None:
-            return []
-        return [name for name in names if brought.isdisjoint(PurePosixPath(name, "file").parents)]
 
     def folders(key: str) -> list[str]:
-        return own({source_folder(source, key) for split in splits for source in listed[split]})
+        return _own(dataset, {source_folder(source, key) for split in splits for source in listed[split]})
 
     content = {
         "convert": convert.model_dump(mode="json", exclude={"input_source", "val_source", "test_source"}),
         "sources": {split: listed[split] for split in splits},
         "version": CONVERT_VERSION,
-        "mapping": {
-            name: file_digest(root / name) for name in own([convert.mapping_path] if convert.mapping_path else [])
-        },
+        "mapping": {name: file_digest(root / name) for name in _own(dataset, _mapping(convert))},
         "names": {
-            name: file_digest(root / name) for name in own(sorted(_listed(dataset, splits) - {dataset.label_map}))
+            name: file_digest(root / name)
+            for name in _own(dataset, sorted(_listed(dataset, splits) - {dataset.label_map}))
         },
         "labels": {
             name: _recorded(root, name) or folder_digest(root / name) for name in folders(convert.label_dir_name)

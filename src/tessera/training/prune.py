@@ -13,7 +13,7 @@ from typing import Literal
 
 from tessera.files import TEMPORARY, UserError, missing, only_process, read_json
 from tessera.spec.compose import Grid
-from tessera.spec.lineage import Lineages, data_files, differences, kitti_folders, lineage, resume_digest
+from tessera.spec.lineage import Lineages, differences, lineage, missing_data, resume_digest
 from tessera.spec.planning import record_file
 from tessera.spec.schema import Spec
 from tessera.training.checkpoint import NAME
@@ -151,18 +151,11 @@ def _is_finished(spec: Spec, results: Path) -> bool:
 
 
 def _missing_sources(spec: Spec) -> str | None:
-    """Without them the digest would be another one, and everything look abandoned."""
-    dataset = spec.dataset
-    paths: list[Path] = []
-    if dataset.generator is None and not dataset.fetch:
-        paths = (
-            [*data_files(dataset, spec.data_root, ("train", "val"))]
-            if dataset.convert is None
-            else kitti_folders(dataset, spec.data_root)
-        )
+    """Names the first that is not here: without it the digest is another one, and everything looks abandoned."""
     weights = (spec.train.pretrained_model_path, spec.model.backbone.pretrained)
-    paths += [Path(path) for path in weights if path not in (None, "timm")]
-    return next((missing(path) for path in paths if not path.exists()), None)
+    paths = [Path(path) for path in weights if path not in (None, "timm")]
+    absent = [*missing_data(spec.dataset, spec.data_root), *(path for path in paths if not path.exists())]
+    return missing(absent[0]) if absent else None
 
 
 def _files(paths: Sequence[Path]) -> Iterator[Path]:
