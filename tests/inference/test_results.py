@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from tessera import files
 from tessera.files import UserError, write_json
 from tessera.inference.results import choose_images, infer, output_stems, predict_to, recolored, write_results
 from tessera.inference.sources import ImageSource, gather, open_source
@@ -309,6 +310,14 @@ def test_ids_beyond_24_bits_are_refused_before_anything_is_predicted(tmp_path, m
     with pytest.raises(UserError, match=r"the class 'cell' has the id 16777216.*up to 16777215"):
         write_results(iter(()), ["1.png"], tmp_path / "x", far, mode)
     assert not (tmp_path / "x").exists()
+
+
+def test_labels_are_written_as_plainly_as_pictures(tmp_path, monkeypatch):
+    """Their folder is temporary as a whole; each written by itself looked through all before it."""
+    scanned = []
+    monkeypatch.setattr(files, "remove_abandoned", lambda folder: scanned.append(folder.name))
+    write_detections(tmp_path / "x", [detected("1.png", [], [], [])])
+    assert scanned and "labels" not in scanned
 
 
 def test_no_detection_anywhere_gives_empty_results_and_a_warning(tmp_path, capsys):

@@ -29,7 +29,7 @@ from torch import Tensor
 from tessera import provenance
 from tessera.evaluation.draw import draw_predictions
 from tessera.evaluation.progress import track
-from tessera.files import UserError, atomic_folder, encoded, read_json, write_json, write_text
+from tessera.files import UserError, atomic_folder, encoded, read_json, write_json
 from tessera.inference.predictor import Predictor
 from tessera.inference.sources import ImageSource, gather, open_source, safe_name
 from tessera.ops.images import input_record
@@ -287,7 +287,7 @@ class _Writer:
             if self.mode == "detection":
                 entry["labels"] = f"labels/{stem}.txt"
                 rows = kitti_rows(prediction.instances, self.kitti, self.spec.score_threshold)
-                write_text(self.folder / entry["labels"], rows)
+                self._save(rows.encode(), entry["labels"])
         if prediction.panoptic is not None:
             entry["panoptic"] = f"panoptic/{stem}.png"
             entry["segments"] = len(prediction.panoptic.segments)
@@ -333,11 +333,14 @@ class _Writer:
         self._save(picture, name)
         return name
 
-    def _save(self, picture: Image.Image, name: str) -> None:
+    def _save(self, content: Image.Image | bytes, name: str) -> None:
+        """Plainly: the folder itself is temporary until it is whole."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        options = {"quality": 92, "subsampling": 0} if path.suffix == ".jpg" else {"compress_level": 3}
-        path.write_bytes(encoded(picture, path.suffix, **options))
+        if isinstance(content, Image.Image):
+            options = {"quality": 92, "subsampling": 0} if path.suffix == ".jpg" else {"compress_level": 3}
+            content = encoded(content, path.suffix, **options)
+        path.write_bytes(content)
 
 
 def semantic_png(semantic: Tensor, catalog: ClassCatalog) -> Image.Image:
