@@ -254,7 +254,7 @@ def test_out_of_memory_gives_advice(work, monkeypatch, error):
         ({"train.resume_training_checkpoint_path": "nowhere.pth"}, "nowhere.pth: no such file"),
         ({"dataset.train.batch_size": 100}, "fewer than one step takes"),
         ({"train.num_nodes": 2}, "torchrun --nnodes=2"),
-        ({"dataset.val.annotations": None, "train.select": "best"}, "train.select=best needs validation"),
+        ({"dataset.val.annotations": None, "train.select": "best"}, "train.select: best needs validation"),
     ],
 )
 def test_mistakes_are_told_before_any_output(work, changes, message):

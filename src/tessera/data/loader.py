@@ -191,7 +191,12 @@ def require_room(workers: dict[str, int]) -> None:
 def _begin(parent: int, sits_out: Sequence[int], _: int) -> None:
     for signum in sits_out:
         signal.signal(signum, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the receiver, however it ends
+    end_with(parent)
+
+
+def end_with(parent: int) -> None:
+    """Has the kernel kill this process when its ``parent`` ends, however that ends; where it ended already, this one ends here."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     if os.getppid() != parent:
         os._exit(1)
 

@@ -65,12 +65,8 @@ def stage_mistakes(spec: Spec, verb: str, runtime: str) -> Iterator[tuple[str, s
         other = next((name for name in ("val", "test") if splits[name]), None)
         advice = f"evaluate.split={other} (in the file: `evaluate: {{split: {other}}}`), or " if other else ""
         yield "evaluate.split", f"the dataset {spec.dataset.name!r} has no {split} split; set {advice}dataset.{split}"
-    if verb == "train" and splits["train"] and not splits["val"]:
-        optim, advice = spec.train.optim, f"but the dataset {spec.dataset.name!r} has no dataset.val.annotations"
-        if spec.train.select == "best":
-            yield "train.select", f"best needs validation, {advice}"
-        if optim.lr_scheduler == "ReduceOnPlateau" and optim.monitor_name == "val_loss":
-            yield "train.optim.monitor_name", f"val_loss needs validation, {advice}"
+    if verb == "train" and splits["train"]:
+        yield from lacks_validation(spec)
     if verb in ("parity", "evaluate", "infer") and runtime != "torch" and not spec.export.dynamic_size:
         testing = spec.testing
         # A size that is left out follows from the images, which planning does not open.
@@ -105,6 +101,17 @@ def stage_mistakes(spec: Spec, verb: str, runtime: str) -> Iterator[tuple[str, s
                 f"fixes the batch to {spec.export.batch_size}, but engine.min/opt/max_batch_size are {wanted}; set all to the same, or "
                 "export.batch_size=-1",
             )
+
+
+def lacks_validation(spec: Spec) -> Iterator[tuple[str, str]]:
+    """Keys of the training that need a val split, where there is none."""
+    optim, advice = spec.train.optim, f"but the dataset {spec.dataset.name!r} has no dataset.val.annotations"
+    if spec.dataset.val.annotations is not None:
+        return
+    if spec.train.select == "best":
+        yield "train.select", f"best needs validation, {advice}"
+    if optim.lr_scheduler == "ReduceOnPlateau" and optim.monitor_name == "val_loss":
+        yield "train.optim.monitor_name", f"val_loss needs validation, {advice}"
 
 
 def dataset_mistakes(dataset: DatasetSpec) -> list[tuple[str, str]]:

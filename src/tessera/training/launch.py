@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import socket
 import sys
 import traceback
@@ -14,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tessera.data.loader import end_with
 from tessera.files import UserError
 from tessera.log import join_log, log_path
 from tessera.spec.lineage import differences
@@ -104,11 +103,7 @@ def _work(
     checkpoints: Path,
     lineage: dict[str, Any],
 ) -> None:
-    ctypes.CDLL(None).prctl(
-        1, signal.SIGKILL
-    )  # PR_SET_PDEATHSIG: never outlive a killed parent, whose lock is then free
-    if os.getppid() != parent:
-        return
+    end_with(parent)  # whose lock of the folder is then free
     os.environ |= {
         "LOCAL_RANK": str(rank),
         "NODE_RANK": "0",

@@ -11,6 +11,7 @@ from torch import nn
 from tessera.data.datamodule import TrainBatches, require_objects
 from tessera.data.opened import OpenedData
 from tessera.files import UserError, digest_file, missing
+from tessera.spec.checks import lacks_validation
 from tessera.spec.lineage import Lineages, differences, resume_digest
 from tessera.spec.schema import Spec
 from tessera.training.checkpoint import Folder, read_checkpoint, require_fit, say
@@ -48,17 +49,8 @@ class Plan:
         that is not there. ``lineages``: see ``OpenedData``."""
         dataset, train = spec.dataset, spec.train
         validates = dataset.val.annotations is not None
-        for wanted, key in (
-            (train.select == "best", "train.select=best"),
-            (
-                train.optim.lr_scheduler == "ReduceOnPlateau" and train.optim.monitor_name == "val_loss",
-                "train.optim.monitor_name=val_loss",
-            ),
-        ):
-            if wanted and not validates:
-                raise UserError(
-                    f"{key} needs validation, but the dataset {dataset.name!r} has no dataset.val.annotations"
-                )
+        for key, reason in lacks_validation(spec):
+            raise UserError(f"{key}: {reason}")
         # The faults of the annotations of both are told now, not after the first epochs.
         data = OpenedData(spec, ("train", "val") if validates else ("train",), None, lineages)
         for split in data.splits:
