@@ -83,7 +83,7 @@ def refusal(error: OSError) -> str | None:
 
 
 def missing(path: Path, kind: str = "file") -> str:
-    """That there is nothing; of a link that leads nowhere, on the way or at its end, where it leads."""
+    """Says that there is nothing; of a link that leads nowhere, on the way or at its end, where it leads."""
     return _leads_nowhere(path) or f"{path}: no such {kind}"
 
 
@@ -93,11 +93,11 @@ def _leads_nowhere(path: Path) -> str | None:
 
 
 OPEN_FILES = 1 << 20
-"""As many as anything here can use: some libraries walk through all descriptors that are allowed, and some machines allow a billion."""
+"""Number that is enough for anything here: some libraries walk through all descriptors that are allowed, and some machines allow a billion."""
 
 
 def raise_open_file_limit() -> None:
-    """To what this user may have, of which the usual 1,024 are a fraction."""
+    """Raises it to what this user may have, of which the usual 1,024 are a fraction."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -39,11 +39,11 @@ FORK = multiprocessing.get_context("fork")
 AHEAD = 2
 """Batches that a process makes before they are asked for."""
 POLL_SECONDS = 1.0
-"""Between two looks at the processes, and calls of ``Loader.waiting``, while no batch is there."""
+"""Time between two looks at the processes, and calls of ``Loader.waiting``, while no batch is there."""
 GRACE_SECONDS = 3.0
-"""For a process to end by itself when no further batch is wanted."""
+"""Time for a process to end by itself when no further batch is wanted."""
 DESCRIPTORS = 4
-"""That the receiver holds for each process: both ends of a queue, and of what tells that the process lives."""
+"""Number that the receiver holds for each process: both ends of a queue, and of what tells that the process lives."""
 SPARE = 16
 """Descriptors for everything else that opens while batches are made: images, a checkpoint, a log."""
 _SMALL = 1 << 20
@@ -55,7 +55,7 @@ class Loader(DataLoader[Any]):
     """What goes wrong in a process, with a process or for want of one is a UserError of one line."""
 
     waiting: Callable[[], None] | None = None
-    """Called about once a second while no batch is there; may raise to end the wait."""
+    """Runs about once a second while no batch is there; may raise to end the wait."""
     sits_out: Sequence[int] = ()
     """Signals that the processes ignore, because this one decides what follows from them."""
 
@@ -129,7 +129,7 @@ class Loader(DataLoader[Any]):
         return batches, [worker for worker in multiprocessing.active_children() if worker not in others]
 
     def _next(self, batches: Iterator[Any]) -> Any:
-        """None after the last one."""
+        """Next batch, or None after the last one."""
         while True:
             try:
                 return next(batches, None)
@@ -235,7 +235,7 @@ class _Parcel:
     inode: int
     size: int
     start: int
-    """Of the pickle, behind the tensors."""
+    """Place of the pickle, behind the tensors."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _receive, (self.process, self.file, self.inode, self.size, self.start)
@@ -299,7 +299,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _descriptors() -> tuple[int, int]:
-    """In use, and allowed."""
+    """Number in use, and number allowed."""
     return sum(1 for _ in Path("/proc/self/fd").iterdir()), resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 

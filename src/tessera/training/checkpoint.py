@@ -121,7 +121,7 @@ class Folder:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Held by one process. What a killed start was writing is removed."""
+        """Lock of one process. What a killed start was writing is removed."""
         lock = self.path / "lock"
         with writing(lock):
             self.path.mkdir(mode=0o777 if self.shared else 0o755, parents=True, exist_ok=True)

@@ -189,7 +189,7 @@ def _trainer(hardware: Hardware, folder: Path, loop: Loop, strategy: str) -> Tra
 
 
 def _environment() -> ClusterEnvironment:
-    """Named here, because Lightning would take any SLURM allocation for one that started our processes."""
+    """Names it, because Lightning would take any SLURM allocation for one that started our processes."""
     if "LOCAL_RANK" not in os.environ and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return SLURMEnvironment(auto_requeue=False)
     if "TORCHELASTIC_RUN_ID" in os.environ:

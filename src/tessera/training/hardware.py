@@ -21,9 +21,9 @@ PRECISIONS = {"fp32": "32-true", "fp16": "16-mixed", "bf16": "bf16-mixed"}
 @dataclass(frozen=True)
 class Hardware:
     gpus: tuple[int, ...]
-    """Empty without a GPU."""
+    """Numbers of the GPUs on this machine; none without one."""
     processes: int
-    """On this machine."""
+    """Number on this machine."""
     nodes: int
     precision: str
     sharded: bool
@@ -90,7 +90,7 @@ OUT_OF_MEMORY = (
     "not enough memory",
     "CUDA out of memory",
 )
-"""In PyTorch's messages. Loader processes that the system ends when memory is used up: data/datamodule.py."""
+"""Parts of PyTorch's messages. Loader processes that the system ends when memory is used up: data/datamodule.py."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -108,7 +108,7 @@ class Loop(Callback):
         self._inside = False
 
     def on_exception(self, trainer: Trainer, module: LightningModule, exception: BaseException) -> None:
-        """Between two steps, one process saves what it has done since the last checkpoint; several would have to agree on it."""
+        """Saves what one process has done since the last checkpoint, between two steps; several would have to agree on it."""
         assert isinstance(module, TrainModule)
         between = isinstance(exception, NoBatchCame) and not self._inside
         if between and trainer.world_size == 1 and self.state.step > self.state.starts[-1]["step"]:

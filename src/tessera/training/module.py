@@ -50,7 +50,7 @@ class TrainModule(LightningModule):
         self.step = 0
         self.file_names: list[str] = []
         self.losses: dict[str, float] = {}
-        """Of the last step, averaged over processes: every loss, ``loss`` (their sum) and ``grad_norm`` (before clipping)."""
+        """Means over processes at the last step: every loss, ``loss`` (their sum) and ``grad_norm`` (before clipping)."""
 
     def configure_optimizers(self) -> Optimizer:
         return build_optimizer(self.network, self.groups, self.settings.optim)
@@ -123,7 +123,7 @@ class TrainModule(LightningModule):
         return dict(zip(losses, values.tolist(), strict=True))
 
     def _all_file_names(self) -> list[list[str]]:
-        """Of this step's batch on every process."""
+        """Names in this step's batch on every process."""
         if not torch.distributed.is_initialized():
             return [self.file_names]
         names: list[list[str]] = [[] for _ in range(torch.distributed.get_world_size())]

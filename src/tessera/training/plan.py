@@ -34,7 +34,7 @@ FREE = (
 @dataclass(frozen=True)
 class Plan:
     data: OpenedData
-    """Of train and, where the training validates, val."""
+    """Splits train and, where the training validates, val."""
     folder: Folder
     steps_per_epoch: int
     total: int

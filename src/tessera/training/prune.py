@@ -135,7 +135,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def _order(path: Path) -> tuple[int, ...]:
-    """Of numbered checkpoints: epochs, then steps."""
+    """Epochs, then steps, of a numbered checkpoint."""
     match = NAME.fullmatch(path.name)
     assert match is not None
     return int(match[1]), int(match[2] or 0)
@@ -167,7 +167,7 @@ def _files(paths: Sequence[Path]) -> Iterator[Path]:
 
 
 def _size(paths: Sequence[Path]) -> int:
-    """On the disk: a file of several names counts once."""
+    """Bytes on the disk: a file of several names counts once."""
     return sum({(found.st_dev, found.st_ino): found.st_size for found in map(os.lstat, _files(paths))}.values())
 
 

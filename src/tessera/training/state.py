@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 METRIC = {"panoptic": "PQ", "instance": "AP", "semantic": "mIoU", "detection": "box_AP"}
-"""By mode: the metric that decides which weights are the best."""
+"""Metric of each mode that decides which weights are the best."""
 
 
 @dataclass
@@ -20,20 +20,20 @@ class State:
     step: int = 0
     """Optimiser steps done."""
     seconds: float = 0.0
-    """Of all starts up to their last checkpoint."""
+    """Sum over all starts up to their last checkpoint."""
     starts: list[dict[str, int]] = field(default_factory=list)
     """``step`` and ``epoch`` that each start continued from."""
     rows: list[dict[str, float]] = field(default_factory=list)
     """The curves: one row per epoch and per validation, ``step`` in each."""
     sums: dict[str, float] = field(default_factory=dict)
-    """Of every loss, over the steps of the running epoch."""
+    """Sum of every loss over the steps of the running epoch."""
     best: dict[str, Any] | None = None
     """``metric``, ``value``, ``epoch`` and ``step`` of the best regular validation."""
     schedule: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, Any] = field(default_factory=dict)
     """What they started from; see ``weights.start_from``."""
     postprocess: dict[str, Any] = field(default_factory=dict)
-    """That of all its validations."""
+    """Keys of that section, the same in all validations."""
     origin: str | None = None
     """Digest of the file that ``train.resume_training_checkpoint_path`` named when this training continued from it."""
 

@@ -85,7 +85,7 @@ def _finished(spec: Spec, plan: Plan) -> tuple[Model, dict[str, Any]] | None:
 
 
 def _require_statistics(spec: Spec) -> None:
-    """Not held by spec/checks.py: `tessera import` builds such a network to make the very weights that training then starts from."""
+    """Holds what spec/checks.py leaves: `tessera import` builds such a network to make the very weights that training then starts from."""
     backbone, train = spec.model.backbone, spec.train
     sources = (backbone.pretrained, train.pretrained_model_path, train.resume_training_checkpoint_path)
     if backbone.norm == "frozen" and not any(sources):
@@ -121,7 +121,7 @@ def _export(
     model: Model,
     checkpoint: dict[str, Any],
 ) -> None:
-    """From the last checkpoint alone, so that a resumed and an uninterrupted training write the same."""
+    """Takes the last checkpoint alone, so that a resumed and an uninterrupted training write the same."""
     state = resume(checkpoint, spec)
     model.network.eval()
     freeze(model.network, spec.train.freeze)

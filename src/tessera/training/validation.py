@@ -32,11 +32,11 @@ Forward = Callable[[Batch], dict[str, Tensor]]
 """The network in evaluation mode, on its own device."""
 
 Losses = defaultdict[str, list[float]]
-"""By name, one number for each image."""
+"""Name -> one number for each image."""
 
 
 class Validation:
-    """Called with a ``Forward``, gives one row: ``val_loss``, its parts, and ``val_<metric>`` for every metric of the mode.
+    """Gives one row when called with a ``Forward``: ``val_loss``, its parts, and ``val_<metric>`` for every metric of the mode.
 
     Losses lack deep supervision, which networks add in training mode only, and are means over images taken one by one.
     Images are seen whole and at one scale, whatever `testing` says.
@@ -89,7 +89,7 @@ class Validation:
         return row
 
     def share(self, forward: Forward) -> tuple[Evaluator, Losses]:
-        """Of this process."""
+        """Share of this process: what its images gave, and their losses."""
         self.data.require_unchanged()
         evaluator = Evaluator(self.catalog, self.spec.model.mode)
         losses: Losses = defaultdict(list)
@@ -149,7 +149,7 @@ def _told(batch: Batch, task: str | None) -> Batch:
 
 
 def _row(shares: list[tuple[Evaluator, Losses]]) -> dict[str, float]:
-    """No number depends on the order of the images."""
+    """Numbers that no order of the images changes."""
     whole, losses = shares[0]
     for evaluator, more in shares[1:]:
         whole.merge(evaluator)
