@@ -53,6 +53,16 @@ def test_everything_wrong_is_listed_at_once(tmp_path: Path) -> None:
     assert "6.png" not in text
 
 
+def test_a_damaged_test_split_ends_no_check(tmp_path: Path) -> None:
+    dataset = write_coco(tmp_path, [{"id": 1, "category_id": 7, "segmentation": [[0, 0, 5, 0, 5, 5]]}])
+    (tmp_path / "damaged.json").write_text('{"images": [')
+    damaged = SplitSpec(images="images", annotations="damaged.json")
+    missing = SplitSpec(images="images", annotations="nowhere.json")
+    with pytest.raises(UserError, match=r"2 problem\(s\)") as caught:
+        check_dataset(dataset.model_copy(update={"val": missing, "test": damaged}), str(tmp_path), progress=False)
+    assert "val: " in str(caught.value) and "test: " in str(caught.value)
+
+
 def test_the_list_is_cut_after_fifty(tmp_path: Path) -> None:
     dataset = only_train(write_pairs(tmp_path, [np.full((2, 2), 5, np.uint8)] * 60))
     with pytest.raises(UserError, match="60 problem") as caught:

@@ -107,14 +107,17 @@ def check_dataset(
             if split == "train":
                 everything.errors.append("train: dataset.train.annotations is not set; there is nothing to train on")
             continue
-        if split == "test" and (listed := unannotated_images(dataset, split, data_root)) is not None:
-            everything.warnings["test: without annotations: its images can be inferred on, not evaluated"] = len(listed)
-            everything.errors += [f"test: {error}" for error in _unreadable([path for path, _, _ in listed], dataset)]
-            images[split] = {PurePosixPath(name).name: path for path, name, _ in listed}
-            splits[split] = {"images": len(listed)}
-            continue
         findings = Findings()
         try:
+            if split == "test" and (listed := unannotated_images(dataset, split, data_root)) is not None:
+                everything.warnings["test: without annotations: its images can be inferred on, not evaluated"] = len(
+                    listed
+                )
+                unreadable = _unreadable([path for path, _, _ in listed], dataset)
+                everything.errors += [f"test: {error}" for error in unreadable]
+                images[split] = {PurePosixPath(name).name: path for path, name, _ in listed}
+                splits[split] = {"images": len(listed)}
+                continue
             reader = index_dataset(dataset, split, catalog, mode, data_root, findings)
             if split == "train" and reader.has_masks is False:
                 mode, findings = "detection", Findings()
