@@ -441,6 +441,30 @@ def test_an_empty_tree_is_no_success(root: Path) -> None:
         findings(root)
 
 
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [
+        ("postprocess: {overlap_threshold: 7}", "the spec of its way of testing old can no longer be made"),
+        (None, "no way of testing 'old'"),
+    ],
+)
+def test_a_way_of_testing_that_is_gone_or_wrong_hides_nothing(way: str | None, reason: str, root: Path) -> None:
+    folder = root / FOLDER
+    if way is not None:
+        (root / "config/testing").mkdir()
+        (root / "config/testing/old.yaml").write_text(way)
+    for path in folder.glob("eval.*"):
+        shutil.copy(path, folder / path.name.replace("eval", "eval.old", 1))
+    edit(folder / "eval.old.json", metrics={"mIoU": 0.9}, testing="old")
+    found = findings(root)
+    broken = [str(one) for one in found if one.verdict == "broken"]
+    assert any(reason in line for line in broken)
+    assert any("eval.old.json: metrics.mIoU" in line or "eval.old.json: mIoU" in line for line in broken), broken
+    assert not any("eval.old.json" in one.text for one in found if "no record speaks of" in one.text)
+    held = [one.path.name for one in found if one.verdict == "holds"]
+    assert {"train.json", "eval.json"} <= {*held}
+
+
 def test_the_command_line_says_it_and_fails(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,7 @@ from tessera.evaluation.statistics import read_statistics
 from tessera.files import TEMPORARY, UserError, digest_file, is_abandoned, missing, read_json, temporaries
 from tessera.reporting.metrics import make_metrics
 from tessera.reporting.statistics import disagreements
-from tessera.spec.compose import Grid
+from tessera.spec.compose import RESERVED, Grid
 from tessera.spec.lineage import RUNTIMES, differences, lineage
 from tessera.spec.planning import (
     RUN_STAGES,
@@ -32,6 +32,7 @@ from tessera.spec.planning import (
     statistics_file,
     table_lineage,
 )
+from tessera.spec.schema import Spec
 
 HIDDEN = (".DS_Store", ".gitignore", ".gitkeep", ".snakemake_timestamp")
 """Files that other tools keep beside results."""
@@ -109,23 +110,23 @@ def _verify_folder(grid: Grid, folder: Path) -> Iterator[Finding]:
 
 
 def _verify_experiment(grid: Grid, folder: Path) -> Iterator[Finding]:
-    known = {folder / name: record for name, record in records(grid.testings).items() if (folder / name).is_file()}
+    known = _known(grid, folder)
     found: dict[Path, dict[str, Any]] = {}
-    specs = {}
-    for testing in {"": None} | {record.testing: None for record in known.values()}:
+    specs: dict[str, Spec] = {}
+    for testing in dict.fromkeys(["", *(record.testing for record in known.values())]):
         try:
             specs[testing] = grid.resolve(folder.name, testing=testing).spec
         except UserError as error:
-            yield Finding("broken", folder, f"its spec can no longer be made: {error}")
-            return
+            way = f" of its way of testing {testing}" if testing else ""
+            yield Finding("broken", folder, f"the spec{way} can no longer be made: {error}")
     for path, record in known.items():
-        spec = specs[record.testing]
+        spec = specs.get(record.testing)
         expected = {"experiment": folder.name}
         if record.stage in RUN_STAGES:
             expected |= {"runtime": record.runtime, "precision": record.precision}
         if record.stage in TESTED_STAGES:
             expected["testing"] = record.testing
-        wanted = lineage(spec, record.stage, record.runtime, record.precision)
+        wanted = None if spec is None else lineage(spec, record.stage, record.runtime, record.precision)
         document = yield from _verify_record(path, wanted, expected)
         if document is not None:
             found[path] = document
@@ -135,6 +136,13 @@ def _verify_experiment(grid: Grid, folder: Path) -> Iterator[Finding]:
         yield Finding("broken", folder, "holds nothing that a stage recorded")
     yield from _strangers(folder, found)
     yield from _facts(grid.root, folder, found)
+
+
+def _known(grid: Grid, folder: Path) -> dict[Path, Record]:
+    """The records that are there, those of ways of testing that the configuration no longer has among them."""
+    named = {piece for path in folder.glob("*eval.*.json") for piece in path.name.split(".")[1:-1]}
+    ways = (named | {*grid.testings}) - {*RESERVED}
+    return {folder / name: record for name, record in records(sorted(ways)).items() if (folder / name).is_file()}
 
 
 def _verify_tables(grid: Grid, folder: Path) -> Iterator[Finding]:
@@ -188,7 +196,7 @@ def _verify_reports(
 
 def _verify_other(grid: Grid, folder: Path) -> Iterator[Finding]:
     """An experiment that the configuration no longer has, and whatever else."""
-    known = [folder / name for name in records(grid.testings) if (folder / name).is_file()]
+    known = _known(grid, folder)
     if known:
         yield Finding(
             "broken", folder, "config/config.yaml has no such experiment: nothing says what it should be made from"
