@@ -300,6 +300,20 @@ def test_pictures_come_from_all_over_the_images(root: Path) -> None:
         assert box.width * size[0] / (box.height * size[1]) == pytest.approx(80 / 60)
 
 
+def test_experiments_without_pictures_are_left_out_of_them(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "config/experiments").mkdir()
+    undrawn = root / "config/experiments/mask2former_res_net-demo.yaml"
+    undrawn.write_text("inference: {draw: 'off'}")
+    grid = two_rows(root)
+    reseal(root / "results/mask2former_res_net/inference/index.json", images=[{"file_name": "a/0.png"}])
+    figures.figures(grid, "t", root / "results")
+    assert "mask2former_res_net: no pictures, inference.draw is off" in capsys.readouterr().err
+    rows = collect_rows(grid, "t", root / "results")
+    assert [text.get_text() for text in figures.draw_pictures(rows).texts][:1] == ["swin"]
+    (text,) = figures.draw_pictures(rows[1:]).texts
+    assert "inference.draw is off" in text.get_text()
+
+
 def test_a_sheet_needs_pictures(tmp_path: Path) -> None:
     assert panels.evenly_spread(10, 3) == [1, 5, 8]
     assert panels.evenly_spread(2, 3) == [0, 1]

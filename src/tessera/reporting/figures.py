@@ -6,6 +6,7 @@ Rows of the table keep their colour and dash in all of them; seeds of a row shar
 from __future__ import annotations
 
 import math
+import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -248,15 +249,18 @@ def draw_classes(rows: Sequence[Row], metrics: Sequence[str]) -> Figure:
 
 
 def draw_pictures(rows: Sequence[Row]) -> Figure:
-    """Predictions of PyTorch, of each row's first seed, on images spread over those of the infer stage."""
+    """Predictions of PyTorch, of each row's first seed, on images spread over those of the infer stage; rows without pictures are left out."""
     columns, wanted = (1, 3) if len(rows) <= 6 else (2, 2)
     sheet = []
     for row in rows:
         run = row.runs[0]
+        if not run.images:
+            print(f"figures: {run.experiment}: no pictures, inference.draw is off", file=sys.stderr, flush=True)
+            continue
         images = [run.images[index] for index in panels.evenly_spread(len(run.images), wanted)]
         pictures = [(image["file_name"], _open(run.inference / image["overlay"])) for image in images]
         sheet.append(panels.Row(" · ".join(row.label.split("\n")), pictures))
-    return panels.draw_sheet(sheet, columns)
+    return panels.draw_sheet(sheet, columns) if sheet else _nothing("no pictures: inference.draw is off")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ class Run:
     """metrics.csv, with ``epoch`` as the share of the training that lies behind, so that steps inside an epoch have their place."""
     inference: Path
     images: list[dict[str, Any]]
-    """Of inference/index.json; ``overlay`` is relative to ``inference``."""
+    """Of inference/index.json; ``overlay`` is relative to ``inference``. None where `inference.draw` is off."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ def collect_rows(grid: Grid, table: str, results: Path) -> list[Row]:
         inference = folder / "inference"
         index = read_document(inference / "index.json", experiment, lineage(spec, "infer"), grid.data_root)
         images = index.get("images")
-        if not isinstance(images, list) or not images or not all(_is_image(image) for image in images):
+        if spec.inference.draw == "off":
+            images = []
+        elif not isinstance(images, list) or not images or not all(_is_image(image) for image in images):
             raise UserError(
                 f"{inference / 'index.json'}: expected a list `images` of objects with `file_name` and `overlay`; "
                 f"{advice(inference / 'index.json', grid.data_root)}"

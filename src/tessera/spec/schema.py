@@ -334,7 +334,8 @@ class InferenceSpec(Section):
     max_images: int | None = Field(16, ge=1)
     """The first so many in sorted order; null: all. Left out, all of `images` where that is set."""
     draw: Literal["off", "one", "all"] = "all"
-    """Pictures of the results: none, one per image, or of a panoptic model one each of segments, instances and classes. Figures need one."""
+    """Pictures of the results: none, one per image, or of a panoptic model one each of segments, instances and classes. Figures show one,
+    where there is any."""
     score_threshold: Unit = 0.5
     """Instances and detections below are neither drawn nor written as KITTI labels; the JSON results keep them."""
     opacity: Unit = 0.5
