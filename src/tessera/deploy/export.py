@@ -81,8 +81,7 @@ def export(model_path: Path, onnx_path: Path, spec: Spec, experiment: str, own: 
     header = Header("export", experiment, spec, lineage(spec, "export") | origin, trained.catalog)
     write_graph(graph, header, onnx_path)
     _say(
-        f"export: wrote {onnx_path}, {onnx_path.stat().st_size / 2**20:.1f} MiB, {len(graph.graph.node)} operators, "
-        f"{time.monotonic() - started:.0f} s"
+        f"export: {onnx_path.stat().st_size / 2**20:.1f} MiB, {len(graph.graph.node)} operators, {time.monotonic() - started:.0f} s"
     )
     return {
         "experiment": experiment,

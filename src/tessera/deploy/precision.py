@@ -46,7 +46,7 @@ def to_fp16(onnx_path: Path, out_path: Path, spec: Spec, experiment: str) -> dic
     made = Header("precision", experiment, spec, lineage(spec, "precision", precision="fp16"), header.catalog, "fp16")
     write_graph(half, made, out_path)
     print(
-        f"precision: wrote {out_path}, {after / 2**20:.1f} MiB (fp32: {before / 2**20:.1f} MiB)",
+        f"precision: {after / 2**20:.1f} MiB (fp32: {before / 2**20:.1f} MiB)",
         file=sys.stderr,
         flush=True,
     )
