@@ -42,6 +42,7 @@ EXCEPTIONS = {
     ("reporting/figures.py", "evaluation"): "the same",
     ("reporting/verify.py", "evaluation"): "the same",
     ("inference/results.py", "evaluation"): "evaluation/draw.py draws the pictures of both stages",
+    ("inference/sources.py", "data"): "data/coco_index.py is the one reader of COCO files, lists of images among them",
 }
 
 

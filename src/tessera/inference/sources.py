@@ -20,7 +20,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from tessera.files import UserError, read_json
+from tessera.data.coco_index import open_index
+from tessera.data.reader import Findings
+from tessera.files import UserError
 from tessera.ops.image_size import IMAGE_SUFFIXES
 from tessera.ops.images import read_image, scale_values
 from tessera.spec.schema import MAX_PIXELS
@@ -146,28 +148,20 @@ def _nothing_in(folder: Path) -> str:
 
 
 def read_image_list(path: Path, folder: Path) -> list[ImageSource]:
-    """The images that a COCO file lists, as test servers give it out (``image_info``): ids and names are kept, annotations need not be there.
+    """The images that a COCO file lists, as test servers give it out (``image_info``), by ascending id: annotations need not be there.
 
-    Raises UserError for entries that are no images and for ids or names that come twice.
+    Raises UserError with all that is wrong with the file.
     """
-    document = read_json(path)
-    images = document.get("images") if isinstance(document, dict) else None
-    if not isinstance(images, list) or not images:
+    index = open_index(path)
+    findings = Findings()
+    index.report([number for number, _ in index.categories()], findings)
+    findings.raise_errors(str(path))
+    if not len(index):
         raise UserError(f"{path}: expected a COCO file with a list `images` of objects with `id` and `file_name`")
-    found: list[ImageSource] = []
-    seen: dict[Any, int] = {}
-    for number, image in enumerate(images, 1):
-        identity, name = (image.get("id"), image.get("file_name")) if isinstance(image, dict) else (None, None)
-        if type(identity) is not int or not isinstance(name, str):
-            raise UserError(
-                f"{path}: image {number} has id {identity!r} and file_name {name!r}, expected a whole number and text"
-            )
-        for key, value in (("id", identity), ("file_name", name)):
-            if value in seen:
-                raise UserError(f"{path}: image {number} has the {key} {value!r} of image {seen[value]} again")
-            seen[value] = number
-        found.append(ImageSource(folder / safe_name(name), name, identity))
-    return found
+    return [
+        ImageSource(folder / name, name, identity)
+        for name, identity in zip(index.file_names, index.image_ids, strict=True)
+    ]
 
 
 def number_files(paths: Sequence[Path], root: Path) -> list[ImageSource]:
