@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shlex
 import sys
 import traceback
 from pathlib import Path
@@ -12,18 +13,21 @@ from typing import Annotated, Any
 import typer
 
 from tessera.commands import (
+    CHECKS,
+    ELSEWHERE,
     RESULTS,
     infer_files,
     is_model_file,
     model_file,
     open_job,
     require_outside,
+    require_run,
     run,
     split_arguments,
 )
 from tessera.files import UserError, raise_open_file_limit, read_json, refusal, write_json, write_text
 from tessera.log import start_log
-from tessera.spec.lineage import GENERATED_ROOT, STAGES
+from tessera.spec.lineage import GENERATED_ROOT, STAGES, dataset_root
 from tessera.spec.planning import record_file
 from tessera.spec.sources import CONVERTED
 
@@ -183,8 +187,16 @@ def check(
 
     _start_log(log)
     grid = load_grid(data_root=data_root)
-    report = check_dataset(grid.dataset(dataset), grid.root_of(dataset))
-    path = out or Path(f"data/checks/{dataset}.json")
+    root, own = grid.root_of(dataset), CHECKS / f"{dataset}.json"
+    path = own if out is None else out
+    if out is None and root != dataset_root(grid.dataset(dataset), grid.file.data_root):
+        words = ["tessera", "check", dataset, "--data-root", root, "--out", str(ELSEWHERE / own.name)]
+        raise UserError(
+            f"--data-root {root}: {own} is the workflow's, of the data below {grid.file.data_root}; write elsewhere: `{shlex.join(words)}`"
+        )
+    if path.resolve() != own.resolve():
+        require_outside(path)
+    report = check_dataset(grid.dataset(dataset), root)
     write_json(path, report)
     _wrote(path)
 
@@ -285,6 +297,7 @@ def evaluate(
 
 @app.command()
 def infer(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -331,8 +344,17 @@ def infer(
     places, overrides = split_arguments(arguments or ())
     settings = [] if draw is None else [f"inference.draw={draw}"]
     if is_model_file(model) or places:
+        refused = dict.fromkeys(("data_root", "expect"), "is for an experiment's own images")
+        refused["checkpoint"] = f"images that are named take one model; name this one in place of {model}"
+        if is_model_file(model):
+            refused |= dict.fromkeys(("runtime", "precision"), f"is for an experiment; {model} is one kind of file")
+        for name, reason in refused.items():
+            source = context.get_parameter_source(name)
+            if source is not None and source.name == "COMMANDLINE":
+                raise UserError(f"--{name.replace('_', '-')} {context.params[name]}: {reason}")
+        require_run("infer", runtime, precision)
         path = Path(model) if is_model_file(model) else model_file(model, runtime, precision)
-        infer_files(checkpoint or path, places, [*overrides, *settings], out, limit, label_map, images, testing)
+        infer_files(path, places, [*overrides, *settings], out, limit, label_map, images, testing)
         return
     for option, value in (("--label-map", label_map), ("--images", images)):
         if value is not None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tessera.structures import ClassCatalog
 
 RESULTS = Path(planning.RESULTS)
+CHECKS = Path("data/checks")
 ELSEWHERE = Path("out")
 """Where a refused command is told to write."""
 
@@ -91,15 +92,20 @@ class Job:
     @property
     def own(self) -> Path:
         """The same where the workflow has it."""
-        folder, record = RESULTS / self.name, record_file(self.verb, self.runtime, self.precision, self.testing)
+        folder, record = RESULTS / self.name, self.record_name
         if self.verb in ("export", "precision", "engine"):
             return model_file(self.name, "trt" if self.verb == "engine" else "onnx", self.precision)
         return folder / record if self.verb in MAKES else (folder / record).parent
 
     @property
+    def record_name(self) -> str:
+        """Below the experiment's folder."""
+        return record_file(self.verb, self.runtime, self.precision, self.testing)
+
+    @property
     def record(self) -> Path:
         """The JSON that the stage leaves; of a model that is written elsewhere it lies beside it and has its name."""
-        record = RESULTS / self.name / record_file(self.verb, self.runtime, self.precision, self.testing)
+        record = RESULTS / self.name / self.record_name
         if self.out is None:
             return record
         if self.verb not in MAKES:
@@ -144,13 +150,7 @@ def open_job(
     going to be replaced by something else. Raises UserError."""
     from tessera.spec.compose import load_grid
 
-    if runtime not in RUNTIMES:
-        raise UserError(f"--runtime {runtime}: expected one of {', '.join(RUNTIMES)}")
-    require_precision(precision, ("fp16",) if verb == "precision" else ("fp32", "fp16"))
-    if verb in RUN_STAGES and runtime == "torch" and precision != "fp32":
-        raise UserError(
-            f"--precision {precision}: PyTorch evaluates the trained fp32 weights; choose --runtime onnx or trt"
-        )
+    require_run(verb, runtime, precision)
     overrides = tuple(overrides or ())
     grid = load_grid(data_root=data_root)
     resolved = grid.resolve(experiment, overrides, testing)
@@ -200,11 +200,11 @@ def run(job: Job, checkpoints: Path = Path("checkpoints")) -> None:
                 "infer": _infer,
             }[job.verb](job)
     except OtherSpecError as error:
-        if job.inert:
+        advice = None if job.inert else _other_model(job, error.path)
+        if advice is None:
             raise
         raise UserError(
-            f"{error.path}: was made from another spec than these overrides give, and it is not made again here: `tessera train "
-            f"{shlex.join([job.name, *job.overrides])} --out DIR` trains such a model, and --checkpoint DIR/model.pth takes it\n{error.lines}"
+            f"{error.path}: was made from another spec than these overrides give, and it is not made again here; {advice}\n{error.lines}"
         ) from None
 
 
@@ -219,9 +219,52 @@ def _require_classes(job: Job) -> None:
         job.resolved.refuse(class_mistakes(spec, catalog))
 
 
-def require_precision(precision: str, allowed: tuple[str, ...] = ("fp32", "fp16")) -> None:
+def _other_model(job: Job, path: Path) -> str | None:
+    """How to come by the model that the overrides ask for in place of ``path``; None where they ask for no other one."""
+    from tessera.spec.compose import load_grid
+
+    try:
+        before = Lineages(load_grid(data_root=job.data_root).resolve(job.name).spec)
+    except UserError:  # makes nothing without the overrides
+        before = None
+
+    def differs(stage: str, precision: str = "fp32") -> bool:
+        found = job.lineages.of(stage, precision=precision)
+        return before is None or before.of(stage, precision=precision) != found
+
+    stage = {".pth": "train", ".engine": "engine"}.get(path.suffix, "precision" if ".fp16." in path.name else "export")
+    precision = "fp32" if stage in ("train", "export") else job.precision
+    if not differs(stage, precision):
+        return None
+    if job.verb not in ("export", "evaluate", "infer") or stage not in ("train", "export"):
+        return (
+            f"put the keys into config/variants/VARIANT.yaml, add VARIANT to `variants` in config/config.yaml, and `snakemake --cores 2` makes "
+            f"{RESULTS}/EXPERIMENT-VARIANT/{job.record_name} and all before it"
+        )
+    words = [job.name, *job.overrides, *([] if job.data_root is None else ["--data-root", job.data_root])]
+    folder, commands, made = ELSEWHERE / job.name, [], job.checkpoint
+    if differs("train"):
+        commands.append(["tessera", "train", *words, "--out", str(folder)])
+        made = folder / "model.pth"
+    if stage == "export":
+        source = [] if made is None else ["--checkpoint", str(made)]
+        made = folder / "model.onnx"
+        commands.append(["tessera", "export", *words, *source, "--out", str(made)])
+    steps = ", ".join(f"`{shlex.join(command)}`" for command in commands)
+    return f"make another: {steps}, then `{replace(job, checkpoint=made).command(job.made)}`"
+
+
+def require_run(verb: str, runtime: str, precision: str) -> None:
+    """Raises UserError for a runtime or a precision that the stage does not have."""
+    if runtime not in RUNTIMES:
+        raise UserError(f"--runtime {runtime}: expected one of {', '.join(RUNTIMES)}")
+    allowed = ("fp16",) if verb == "precision" else ("fp32", "fp16")
     if precision not in allowed:
         raise UserError(f"--precision {precision}: expected {' or '.join(allowed)}; int8 is not available yet")
+    if verb in RUN_STAGES and runtime == "torch" and precision != "fp32":
+        raise UserError(
+            f"--precision {precision}: PyTorch evaluates the trained fp32 weights; choose --runtime onnx or trt"
+        )
 
 
 def model_file(experiment: str, runtime: str = "torch", precision: str = "fp32") -> Path:
@@ -246,9 +289,10 @@ def _require_model(job: Job) -> None:
 
 
 def require_outside(out: Path, advice: str = "name a place outside") -> None:
-    """Raises UserError where ``out`` lies in the workflow's own tree."""
-    if out.resolve().is_relative_to(RESULTS.resolve()):
-        raise UserError(f"--out {out}: what lies below {RESULTS} is the workflow's alone; {advice}")
+    """Raises UserError where ``out`` lies in the workflow's own trees."""
+    for folder in (RESULTS, CHECKS):
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"--out {out}: what lies below {folder} is the workflow's alone; {advice}")
 
 
 def _require_place(job: Job, planned: bool) -> None:
@@ -521,9 +565,9 @@ def _renamed(catalog: ClassCatalog, path: Path) -> ClassCatalog:
     from tessera.structures import ClassCatalog
 
     given = {category.id: category for category in read_label_map(path).categories}
-    missing = [f"{category.id} ({category.name})" for category in catalog.categories if category.id not in given]
-    if missing:
-        raise UserError(f"{path}: does not name the model's classes {', '.join(missing[:10])}; name all of them")
+    unnamed = [f"{category.id} ({category.name})" for category in catalog.categories if category.id not in given]
+    if unnamed:
+        raise UserError(f"{path}: does not name the model's classes {', '.join(unnamed[:10])}; name all of them")
     return ClassCatalog(
         tuple(
             replace(category, name=given[category.id].name, color=given[category.id].color)

@@ -14,7 +14,7 @@ import yaml
 from tessera.files import read_json
 from tessera.inference import load_predictor
 from tests.malformed.conftest import call
-from tests.malformed.project import EVALUATION, EXPERIMENT, FOLDER, GRAPH, GRID, MODEL, content
+from tests.malformed.project import EVALUATION, EXPERIMENT, FOLDER, GRAPH, GRID, MODEL, content, recipe
 
 CALLS = {
     "train": f"train {EXPERIMENT} train.num_epochs=0 train.pretrained_model_path={MODEL}",
@@ -111,7 +111,7 @@ def test_the_place_of_the_workflow_may_be_named(project: Path, capsys: pytest.Ca
         ),
         (
             "evaluate {} train.num_epochs=7 --out e.json",
-            "`tessera train mask2former_swin train.num_epochs=7 --out DIR`",
+            "`tessera train mask2former_swin train.num_epochs=7 --out out/mask2former_swin`, then `tessera evaluate",
         ),
         (
             f"evaluate {{}} model.decoder.num_object_queries=9 --checkpoint {MODEL} --out e.json",
@@ -126,6 +126,58 @@ def test_what_cannot_be_written_or_read_is_refused_first(
     refused = call(command.format(EXPERIMENT).split(), project, capsys)
     assert refused.code == 1 and message in refused.err
     assert content(project) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "verbs"),
+    [
+        ("evaluate {} train.num_epochs=1 --out e.json", ["train", "evaluate"]),
+        ("evaluate {} export.opset_version=20 --runtime onnx --out e.json", ["export", "evaluate"]),
+        ("infer {} train.num_epochs=1 --runtime onnx --out found", ["train", "export", "infer"]),
+    ],
+)
+def test_another_model_is_made_by_the_commands_that_are_advised(
+    command: str, verbs: list[str], project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = call(command.format(EXPERIMENT).split(), project, capsys)
+    assert refused.code == 1 and "was made from another spec than these overrides give" in refused.err
+    steps = [shlex.split(step) for step in re.findall(r"`tessera ([^`]*)`", refused.err)]
+    assert [verb for verb, *_ in steps] == verbs
+    for step in steps:
+        done = call(step, project, capsys)
+        assert done.code == 0, done.err
+
+
+@pytest.mark.parametrize(
+    "command", ["parity {} export.opset_version=20 --out p.json", "precision {} export.opset_version=20 --out m.onnx"]
+)
+def test_what_takes_no_other_model_needs_a_variant(
+    command: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused = call(command.format(EXPERIMENT).split(), project, capsys)
+    assert refused.code == 1 and "add VARIANT to `variants`" in refused.err and "tessera train" not in refused.err
+
+
+def test_a_model_of_an_older_spec_is_made_again_whatever_the_overrides(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe({"train": {"num_epochs": 3}})(project)
+    refused = call(["evaluate", EXPERIMENT, "evaluate.split=val", "--out", "e.json"], project, capsys)
+    assert refused.code == 1 and f"make it again with `snakemake --cores 2 --force {MODEL}`" in refused.err
+
+
+def test_a_check_of_other_data_needs_a_place_of_its_own(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(project / "data", project / "elsewhere")
+    assert call(["check", "objects"], project, capsys).code == 0
+    before = content(project)
+    refused = call(["check", "objects", "--data-root", "elsewhere"], project, capsys)
+    assert refused.code == 1 and "data/checks/objects.json is the workflow's" in refused.err
+    for out, folder in ((EVALUATION, "results"), ("data/checks/demo.json", "data/checks")):
+        inside = call(["check", "objects", "--out", out], project, capsys)
+        assert inside.code == 1 and f"--out {out}: what lies below {folder} is the workflow's alone" in inside.err
+    assert content(project) == before
+    assert call(advised(refused.err), project, capsys).code == 0
+    assert content(project).keys() - before.keys() == {"out", "out/objects.json"}
 
 
 def test_other_data_do_not_replace_an_evaluation(project: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,9 +118,33 @@ def test_a_list_of_images_for_a_test_server(place: Path, capsys: pytest.CaptureF
         assert picture.mode == "RGB"
 
 
+def test_a_list_of_images_is_read_as_every_other_coco_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second, *_ = sorted(path.name for path in (place / "photos").glob("0*"))
+    entries = [
+        {"id": 2.0, "file_name": f"photos\\{first}"},
+        {"id": 1, "coco_url": f"http://images.org/photos/{second}"},
+    ]
+    write_json(place / "image_info.json", {"images": entries})
+    done = infer("m.onnx image_info.json --out found --draw off", place, capsys)
+    assert done.code == 0, done.err
+    index = read_json(place / "found/index.json")
+    assert [image["id"] for image in index["images"]] == [1, 2]
+    write_json(place / "twice.json", {"images": [{"id": 1, "file_name": first}] * 2})
+    done = infer("m.onnx twice.json --images photos --out twice", place, capsys)
+    assert done.code == 1 and "twice.json" in done.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (f"{EXPERIMENT} photos --out x --runtime foo", "--runtime foo: expected one of torch, onnx, trt"),
+        (f"{EXPERIMENT} photos --out x --precision fp16", "choose --runtime onnx or trt"),
+        (f"{EXPERIMENT} photos --out x --runtime onnx --precision int8", "--precision int8: expected fp32 or fp16"),
+        ("m.pth photos --out x --runtime torch", "--runtime torch: is for an experiment; m.pth is one kind of file"),
+        ("m.onnx photos --out x --precision fp16", "--precision fp16: is for an experiment"),
+        ("m.pth photos --out x --data-root .", "--data-root .: is for an experiment's own images"),
+        ("m.pth photos --out x --expect 0", "--expect 0: is for an experiment's own images"),
+        ("m.pth photos --out x --checkpoint m.onnx", "--checkpoint m.onnx: images that are named take one model"),
         ("m.pth photos", "`tessera infer m.pth photos --out out/m`"),
         ("m.pth", "expected images, folders or addresses behind the model file"),
         ("m.pth phtos --out x", "phtos: no such file or folder"),
