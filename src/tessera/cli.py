@@ -575,7 +575,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    """Of a call without any command the message is the help, which was printed already."""
+    """The message of a call without any command is the help, which was printed already."""
     if message:
         print(f"error: {message}", file=sys.stderr, flush=True)
     sys.exit(code)
@@ -586,7 +586,7 @@ def _wrote(*paths: Path) -> None:
 
 
 def _found_lineage(experiment: str, stage: str, runtime: str, precision: str, testing: str) -> dict[str, object]:
-    """Of the output that exists now."""
+    """Lineage in the output that exists now."""
     if stage not in STAGES:
         raise UserError(f"{stage}: no such stage; expected one of {', '.join(STAGES)}")
     path = RESULTS / experiment / record_file(stage, runtime, precision, testing)

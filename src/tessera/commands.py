@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 RESULTS = Path(planning.RESULTS)
 CHECKS = Path("data/checks")
 ELSEWHERE = Path("out")
-"""Where a refused command is told to write."""
+"""Folder that a refused command is told to write to."""
 
 SUFFIXES = {"torch": ".pth", "onnx": ".onnx", "trt": ".engine"}
-"""Of the model that a runtime executes."""
+"""Endings of the model that a runtime executes."""
 
 MAKES = {"export": ".onnx", "precision": ".onnx", "engine": ".engine", "parity": ".json", "evaluate": ".json"}
 """How ``--out`` ends by stage; the others make a folder."""
@@ -51,7 +51,7 @@ class Job:
     verb: str
     resolved: Resolved
     lineages: Lineages
-    """As they were when the command began: whatever it reads later must be what they say."""
+    """State of them when the command began: whatever it reads later must be what they say."""
     overrides: Sequence[str] = ()
     inert: bool = True
     """Whether the stage makes the same with the overrides as without them."""
@@ -62,7 +62,7 @@ class Job:
     out: Path | None = None
     """What is made in place of the experiment's own file or folder."""
     data_root: str | None = None
-    """As it was given on the command line."""
+    """Folder given on the command line."""
 
     @property
     def name(self) -> str:
@@ -118,7 +118,7 @@ class Job:
         return self.checkpoint or model_file(self.name, self.runtime, self.precision)
 
     def digests(self, *paths: Path) -> dict[str, str]:
-        """By their place beside the record, as far as they are there: a missing one is refused when it is opened."""
+        """Digests by place beside the record, as far as they are there: a missing one is refused when it is opened."""
         return digests(self.record.parent, [path for path in paths if path.is_file()])
 
     def command(self, out: Path) -> str:
@@ -577,7 +577,7 @@ def _renamed(catalog: ClassCatalog, path: Path) -> ClassCatalog:
 
 
 def _tell(origin: dict[str, Any]) -> None:
-    """Of a model that is not the experiment's own."""
+    """Prints the origin of a model that is not the experiment's own."""
     for found in origin.values():
         step = f", step {found['step']} (epoch {found['epoch']})" if "step" in found else ""
         print(f"weights of {found['file']}{step}", flush=True)

@@ -309,7 +309,7 @@ def _fetched(address: str) -> bytes:
 
 
 def _common_folder(paths: Iterable[str | Path]) -> Path | None:
-    """So that files of equal name in different folders keep different names."""
+    """Root below which files of equal name in different folders keep different names."""
     parents = [str(Path(path).absolute().parent) for path in paths]
     return Path(os.path.commonpath(parents)) if parents else None
 

@@ -22,7 +22,7 @@ from tessera.spec.schema import ViewsSpec
 from tessera.structures import Batch, ImageMeta, Predictions
 
 WINDOWS_AT_ONCE = 4
-"""Where the runtime takes any batch."""
+"""Views at once where the runtime takes any batch."""
 
 
 def with_views(predictor: Predictor, testing: ViewsSpec) -> Predictor:
@@ -135,6 +135,6 @@ class ViewsPredictor(Predictor):
 
 
 def window_starts(side: int, crop: int, stride: int) -> list[int]:
-    """Where windows begin along one side: every ``stride``, the last one moved back to end with the side."""
+    """Starts of windows along one side: every ``stride``, the last one moved back to end with the side."""
     last = max(0, side - crop)
     return [*range(0, last, stride), last]

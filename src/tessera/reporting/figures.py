@@ -111,7 +111,7 @@ def figures(grid: Grid, table: str, results: Path) -> None:
 
 
 def leading_metrics(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
-    """Of the table's metrics, those that lead a row: the first that it has, and that classes have a share in where there is one."""
+    """Those of the table's metrics that lead a row: the first that it has, and that classes have a share in where there is one."""
     leading = []
     for row in rows:
         found = row.runs[0].evaluations[0].metrics
@@ -298,7 +298,7 @@ def _class_blocks(rows: Sequence[Row], metric: str) -> list[ClassBlock]:
 
 
 def _class_scores(evaluation: Evaluation, key: str) -> pd.Series:
-    """By class; NaN where undefined, empty where no class has the key."""
+    """Scores by class; NaN where undefined, empty where no class has the key."""
     rows = evaluation.per_class
     classes = told_apart(
         [str(row.get("name")) for row in rows], [row.get("id", place) for place, row in enumerate(rows)]
@@ -358,7 +358,7 @@ def _has(curves: pd.DataFrame, column: str) -> bool:
 
 
 def _curve(curves: pd.DataFrame, column: str) -> pd.Series:
-    """By epoch; metrics in percent."""
+    """Values by epoch; metrics in percent."""
     return curves[["epoch", column]].dropna().set_index("epoch")[column] * (1 if column == "train_loss" else 100)
 
 

@@ -86,6 +86,6 @@ def _scaled(picture: Image.Image, wide: int) -> np.ndarray:
 
 
 def _shortened(text: str, inches: float) -> str:
-    """To about what fits, keeping the end, which tells file names apart."""
+    """Shortens to about what fits, keeping the end, which tells file names apart."""
     letters = max(8, int(inches / 0.052))
     return text if len(text) <= letters else "…" + text[1 - letters :]

@@ -28,7 +28,7 @@ class Run:
     """metrics.csv, with ``epoch`` as the share of the training that lies behind, so that steps inside an epoch have their place."""
     inference: Path
     images: list[dict[str, Any]]
-    """Of inference/index.json; ``overlay`` is relative to ``inference``. None where `inference.draw` is off."""
+    """Entries of inference/index.json; ``overlay`` is relative to ``inference``. None where `inference.draw` is off."""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Record:
 
 
 def records(testings: Iterable[str]) -> dict[str, Record]:
-    """By path below an experiment's folder. ``testings``: the ways of testing that have names."""
+    """Records by path below an experiment's folder. ``testings``: the ways of testing that have names."""
     found = [Record("train"), Record("export"), Record("precision", precision="fp16")]
     for precision in ("fp32", "fp16"):
         found.append(Record("engine", precision=precision))
@@ -69,7 +69,7 @@ def records(testings: Iterable[str]) -> dict[str, Record]:
 
 
 def verify(grid: Grid, path: Path, results: Path) -> Iterator[Finding]:
-    """Of one folder in ``results`` (an experiment's, ``tables``, ``figures``), or of all of them. Raises UserError for any other path."""
+    """Findings of one folder in ``results`` (an experiment's, ``tables``, ``figures``), or of all of them. Raises UserError for any other path."""
     if not path.is_dir():
         raise UserError(
             f"{missing(path, 'folder')}; expected {results} or a folder in it, such as {results}/<experiment>"
