@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from tessera.spec.lineage import RUNTIMES, Lineages
 from tessera.spec.planning import RUN_STAGES, record_file, statistics_file
 
 if TYPE_CHECKING:
-    from tessera.data.loader import Loader
     from tessera.data.opened import OpenedData
     from tessera.inference.predictor import Predictor
     from tessera.inference.results import Written
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from tessera.spec.compose import Resolved
     from tessera.spec.networks import Mode
     from tessera.spec.schema import Spec
-    from tessera.structures import ClassCatalog
+    from tessera.structures import Batch, ClassCatalog
 
 RESULTS = Path(planning.RESULTS)
 CHECKS = Path("data/checks")
@@ -327,7 +326,7 @@ def _export(job: Job) -> None:
     from tessera.deploy.export import export
 
     inputs = job.digests(job.model)
-    report = export(job.model, job.made, job.spec, job.name, own=job.checkpoint is None)
+    report = export(job.model, job.made, job.spec, job.name, job.checkpoint is None, job.lineages)
     write_json(job.record, sealed(report, inputs, job.digests(job.made)))
     _said(job)
 
@@ -337,7 +336,7 @@ def _precision(job: Job) -> None:
 
     source = model_file(job.name, "onnx")
     inputs = job.digests(source)
-    report = to_fp16(source, job.made, job.spec, job.name)
+    report = to_fp16(source, job.made, job.spec, job.name, job.lineages)
     write_json(job.record, sealed(report, inputs, job.digests(job.made)))
     _said(job)
 
@@ -345,29 +344,24 @@ def _precision(job: Job) -> None:
 def _engine(job: Job) -> None:
     from tessera.deploy.engine import build_engine
 
-    build_engine(model_file(job.name, "onnx", job.precision), job.made, job.spec, job.name)
+    build_engine(model_file(job.name, "onnx", job.precision), job.made, job.spec, job.name, job.lineages)
 
 
 def _parity(job: Job) -> None:
-    from tessera.data.datamodule import eval_loader
     from tessera.deploy.parity import check_parity, compare_predictions
+    from tessera.inference.sources import ImageSource
     from tessera.inference.testing import one_view
 
     spec, device = job.spec, device_of(job.runtime)
     inputs = job.digests(model_file(job.name), job.model)
     reference, _ = _predictor(replace(job, runtime="torch", precision="fp32"), device)
     candidate, _ = _predictor(job, device)
-    data = _split(job, reference)
+    data = _split(job, reference, truths=False)
+    sources = [ImageSource(*image) for image in data.images(spec.evaluate.split)[: spec.parity.images]]
 
-    def images_for(predictor: Predictor) -> Loader:
-        return eval_loader(
-            spec,
-            data,
-            spec.evaluate.split,
-            fixed_size=predictor.input_size,
-            limit=spec.parity.images,
-            max_batch=predictor.max_batch,
-        )
+    def images_for(predictor: Predictor) -> Iterator[Batch]:
+        for source in sources:
+            yield predictor.prepare([(source, source.read(spec.dataset.value_range, spec.dataset.max_pixels))])
 
     whole = one_view(candidate)
     report = check_parity(one_view(reference), whole, images_for(whole), spec)

@@ -71,6 +71,12 @@ def test_what_it_may_not_set(project: Project, text: str, words: str) -> None:
         grid.resolve(STREET, testing="slide")
 
 
+def test_a_companion_may_set_no_more(project: Project) -> None:
+    companion = {"testing/slide.mask2former.yaml": "export: {input_height: 256}"}
+    with pytest.raises(UserError, match=r"slide.mask2former.yaml, line 1: export.input_height: a way of testing sets"):
+        load_grid(project(WAYS | companion)).resolve(STREET, testing="slide")
+
+
 def test_names(project: Project) -> None:
     with pytest.raises(UserError, match=r"no way of testing 'slid' in .*testing; did you mean slide\?"):
         load_grid(project(WAYS)).resolve(STREET, testing="slid")

@@ -198,6 +198,15 @@ LATE = {
         "results/mask2former_swin-streets/eval.json",
         ["evaluate.split: the dataset 'streets' has no test split; set evaluate.split=val"],
     ),
+    "a test split of pictures alone": (
+        {
+            "datasets/streets": {
+                "dataset": {**PARTS["datasets/streets"]["dataset"], "test": {"images": "streets/photos"}}
+            }
+        },
+        "results/mask2former_swin-streets/inference/index.json",
+        ["evaluate.split: the dataset 'streets' has no test split; set evaluate.split=val"],
+    ),
     "pictures that are not there": (
         {"variants/short": {"inference": {"images": "streets/photos"}}},
         "results/mask2former_swin-streets-short/inference/index.json",

@@ -16,7 +16,7 @@ from tessera.files import UserError, atomic_path, digest_file, write_bytes, writ
 from tessera.inference import trt_library
 from tessera.inference.trt_library import PLUGIN, availability
 from tessera.provenance import Header, digests, sealed
-from tessera.spec.lineage import lineage
+from tessera.spec.lineage import Lineages
 from tessera.spec.schema import EngineSpec, Spec
 
 if TYPE_CHECKING:
@@ -31,7 +31,9 @@ def sidecar(engine_path: Path) -> Path:
     return engine_path.with_name(engine_path.name + ".json")
 
 
-def build_engine(onnx_path: Path, engine_path: Path, spec: Spec, experiment: str) -> None:
+def build_engine(
+    onnx_path: Path, engine_path: Path, spec: Spec, experiment: str, lineages: Lineages | None = None
+) -> None:
     """Writes the engine and its sidecar; an engine runs only on the kind of GPU and the TensorRT version that built it.
 
     Raises UserError, within seconds where TensorRT or a GPU is missing, and with every message of TensorRT where it refuses.
@@ -45,7 +47,8 @@ def build_engine(onnx_path: Path, engine_path: Path, spec: Spec, experiment: str
     graph, header = read_graph(onnx_path)
     inputs = digests(onnx_path.parent, [onnx_path])
     stage = "export" if header.precision == "fp32" else "precision"
-    header.require(onnx_path, stage, lineage(spec, stage, precision=header.precision), spec.data_root)
+    lineages = lineages or Lineages(spec)
+    header.require(onnx_path, stage, lineages.of(stage, precision=header.precision), spec.data_root)
     smallest, tuned, largest = _profile(input_shape(graph, onnx_path), spec, onnx_path)
 
     trt = trt_library.load()
@@ -77,7 +80,7 @@ def build_engine(onnx_path: Path, engine_path: Path, spec: Spec, experiment: str
         "engine",
         experiment,
         spec,
-        lineage(spec, "engine", precision=header.precision),
+        lineages.of("engine", precision=header.precision),
         header.catalog,
         header.precision,
     )

@@ -11,7 +11,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from onnx_ir.passes.common import CommonSubexpressionEliminationPass
 from torch import Tensor, nn
 
-from tessera.data.datasets import open_dataset
+from tessera.data.datasets import open_dataset, unannotated_images
 from tessera.deploy.graph import read_header, write_graph
 from tessera.files import UserError
 from tessera.inference.trt_library import PLUGIN
@@ -29,9 +29,10 @@ from tessera.models.artifact import load_model
 from tessera.models.base import Network
 from tessera.models.common.attention import DeformableAttention
 from tessera.ops.deformable import multi_scale_deformable_gather, multi_scale_deformable_sample
+from tessera.ops.image_size import read_image_size
 from tessera.ops.images import input_size, padded_size, scaled_down
 from tessera.provenance import Header
-from tessera.spec.lineage import lineage
+from tessera.spec.lineage import Lineages
 from tessera.spec.schema import ExportSpec, Spec
 from tessera.structures import ClassCatalog
 
@@ -47,16 +48,24 @@ LARGEST = 2**31 - 2**26
 """Bytes of weights that one ONNX file can hold: protobuf's limit of 2 GiB less room for the graph."""
 
 
-def export(model_path: Path, onnx_path: Path, spec: Spec, experiment: str, own: bool = True) -> dict[str, Any]:
+def export(
+    model_path: Path,
+    onnx_path: Path,
+    spec: Spec,
+    experiment: str,
+    own: bool = True,
+    lineages: Lineages | None = None,
+) -> dict[str, Any]:
     """Writes ``onnx_path`` whole or not at all, and returns a JSON-able report. ``own``: ``model_path`` is the experiment's, not another
-    state of such a network, which the lineage then names.
+    state of such a network, which the lineage then names. ``lineages``: the spec's, where they were taken before.
 
     Raises UserError when ``model_path`` was trained from another spec, is too large for one file, or cannot be traced as asked.
     """
     model, trained = load_model(model_path, spec.postprocess)
-    origin = {} if own else trained.stand_in(model_path, "train", lineage(spec, "train"))
+    lineages = lineages or Lineages(spec)
+    origin = {} if own else trained.stand_in(model_path, "train", lineages.of("train"))
     if own:
-        trained.require(model_path, "train", lineage(spec, "train"), spec.data_root)
+        trained.require(model_path, "train", lineages.of("train"), spec.data_root)
     size = sum(t.numel() * t.element_size() for t in model.network.state_dict().values())
     if size > LARGEST:
         raise UserError(
@@ -78,7 +87,7 @@ def export(model_path: Path, onnx_path: Path, spec: Spec, experiment: str, own: 
         raise UserError(
             f"{model_path}: PyTorch's exporter could not trace the network ({_cause(error)}); {advice}"
         ) from None
-    header = Header("export", experiment, spec, lineage(spec, "export") | origin, trained.catalog)
+    header = Header("export", experiment, spec, lineages.of("export") | origin, trained.catalog)
     write_graph(graph, header, onnx_path)
     _say(
         f"export: {onnx_path.stat().st_size / 2**20:.1f} MiB, {len(graph.graph.node)} operators, {time.monotonic() - started:.0f} s"
@@ -124,11 +133,15 @@ def with_size(spec: Spec, catalog: ClassCatalog) -> ExportSpec:
 
 def _test_sizes(spec: Spec, split: str, catalog: ClassCatalog) -> list[tuple[int, int]]:
     """(height, width) of every image of the split as PyTorch sees it."""
-    reader = open_dataset(spec.dataset, split, catalog, spec.model.mode, spec.data_root)
-    target: tuple[int, int] | None = getattr(spec.dataset, split).target_size
-    if not len(reader):
-        raise UserError(f"{reader.source}: lists no image")
-    return [input_size(*(target or reader.size(index)), spec.dataset.augmentation) for index in range(len(reader))]
+    dataset = spec.dataset
+    target: tuple[int, int] | None = getattr(dataset, split).target_size
+    sizes: Iterable[tuple[int, int]]
+    if (listed := unannotated_images(dataset, split, spec.data_root)) is not None:
+        sizes = (read_image_size(path, dataset.max_pixels) for path, _, _ in listed)
+    else:
+        reader = open_dataset(dataset, split, catalog, spec.model.mode, spec.data_root)
+        sizes = (reader.size(index) for index in range(len(reader)))
+    return [input_size(*(target or size), dataset.augmentation) for size in sizes]
 
 
 def _warn_of_scaling(spec: Spec, settings: ExportSpec, catalog: ClassCatalog) -> None:
@@ -137,10 +150,8 @@ def _warn_of_scaling(spec: Spec, settings: ExportSpec, catalog: ClassCatalog) ->
     graph = settings.input_height, settings.input_width
     try:
         sizes = _test_sizes(spec, spec.evaluate.split, catalog)
-    except UserError:
-        _say(
-            f"export: the {spec.evaluate.split} images cannot be read, so nobody knows whether they fit {graph[0]}x{graph[1]}"
-        )
+    except UserError as error:
+        _say(f"export: warning: whether the {spec.evaluate.split} images fit {graph[0]}x{graph[1]} is unknown. {error}")
         return
     augmentation = spec.dataset.augmentation
     # Their test size stays as it is when it is made again.

@@ -24,7 +24,6 @@ from tessera import provenance
 from tessera.files import UserError
 from tessera.inference.predictor import Predictor
 from tessera.ops.images import input_record
-from tessera.spec.lineage import lineage
 from tessera.spec.networks import Mode
 from tessera.spec.schema import Spec
 from tessera.structures import Batch, ImageMeta, Instances, Predictions
@@ -85,7 +84,6 @@ def check_parity(reference: Predictor, candidate: Predictor, loader: Iterable[Ba
         "input_sizes": [list(size) for size in sorted({tuple(image.pixels.shape[1:]) for image in images})],
         "tolerance": tolerance,
         "differences": comparison.to_json(),
-        "lineage": lineage(spec, "parity", candidate.runtime, candidate.precision),
         "facts": provenance.collect(),
     }
 

@@ -25,25 +25,28 @@ from tessera.files import UserError
 from tessera.inference.trt_library import PLUGIN
 from tessera.models import task_input, tasks
 from tessera.provenance import Header
-from tessera.spec.lineage import lineage
+from tessera.spec.lineage import Lineages
 from tessera.spec.schema import Spec
 
 
-def to_fp16(onnx_path: Path, out_path: Path, spec: Spec, experiment: str) -> dict[str, Any]:
+def to_fp16(
+    onnx_path: Path, out_path: Path, spec: Spec, experiment: str, lineages: Lineages | None = None
+) -> dict[str, Any]:
     """Writes ``out_path`` and returns a JSON-able report: bytes before and after, operators left in fp32, differences.
 
     The differences are of one generated image, a first look; the parity stage decides, on real ones.
     Raises UserError when ``onnx_path`` is not this spec's export, or its half-precision outputs are not finite.
     """
     graph, header = read_graph(onnx_path)
-    header.require(onnx_path, "export", lineage(spec, "export"), spec.data_root)
+    lineages = lineages or Lineages(spec)
+    header.require(onnx_path, "export", lineages.of("export"), spec.data_root)
     has_plugin = any(node.op_type == PLUGIN for node in graph.graph.node)
     shape = input_shape(graph, onnx_path)
     half = _convert(graph, spec.precision.fp16_keep)
     # The graph is large enough for the difference to be measured before anything is written.
     differences = None if has_plugin else _differences(graph, half, shape, spec, onnx_path)
     before, after = graph.ByteSize(), half.ByteSize()
-    made = Header("precision", experiment, spec, lineage(spec, "precision", precision="fp16"), header.catalog, "fp16")
+    made = Header("precision", experiment, spec, lineages.of("precision", precision="fp16"), header.catalog, "fp16")
     write_graph(half, made, out_path)
     print(
         f"precision: {after / 2**20:.1f} MiB (fp32: {before / 2**20:.1f} MiB)",

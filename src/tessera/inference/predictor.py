@@ -169,8 +169,12 @@ class Predictor(ABC):
             yield from self._predict(group)
 
     def _predict(self, group: list[tuple[ImageSource, Tensor]]) -> Iterator[tuple[Tensor, Predictions]]:
+        yield from zip((image for _, image in group), self(self.prepare(group)), strict=True)
+
+    def prepare(self, group: Sequence[tuple[ImageSource, Tensor]]) -> Batch:
+        """Images (3, H, W) uint8 as the runtime is given them."""
         spec = self.header.spec
-        batch = make_batch(
+        return make_batch(
             [image for _, image in group],
             [source.image_id for source, _ in group],
             [source.file_name for source, _ in group],
@@ -180,7 +184,6 @@ class Predictor(ABC):
             self.input_size,
             self.target_size,
         )
-        yield from zip((image for _, image in group), self(batch), strict=True)
 
     def _padded_size(self, image: Tensor) -> tuple[int, int]:
         height, width = self.target_size or (image.shape[1], image.shape[2])

@@ -59,8 +59,7 @@ def stage_mistakes(spec: Spec, verb: str, runtime: str) -> Iterator[tuple[str, s
     """The same for what a stage refuses although others of the experiment do not, so that it is told before any of them runs."""
     splits = {name: getattr(spec.dataset, name).annotations is not None for name in ("train", "val", "test")}
     split, graph = spec.evaluate.split, (spec.export.input_height, spec.export.input_width)
-    pictures = spec.inference.images or getattr(spec.dataset, split).images
-    reads_split = verb in ("parity", "evaluate") or (verb == "infer" and pictures is None)
+    reads_split = verb in ("parity", "evaluate") or (verb == "infer" and spec.inference.images is None)
     if reads_split and splits["train"] and not splits[split]:
         other = next((name for name in ("val", "test") if splits[name]), None)
         advice = f"evaluate.split={other} (in the file: `evaluate: {{split: {other}}}`), or " if other else ""

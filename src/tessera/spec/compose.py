@@ -312,7 +312,7 @@ class Grid:
     def _make_layer(self, folder: str, stem: str, family: str) -> Layer:
         origin = self._path(folder, f"{stem}.yaml")
         content = dict(flat(self._read(origin), origin))
-        owner = COMPANION if "." in stem else folder
+        owner = COMPANION if "." in stem and folder != TESTING else folder
         if owner == "datasets":
             found = content.setdefault(("dataset", "name"), Value(stem, origin))
             if found.value != stem:

@@ -58,7 +58,7 @@ PLANS = Path(".snakemake/planned")
 PLANS_DAYS = 30
 """So long a job may wait in a queue after its Snakemake was killed."""
 
-READ_DATA = ("train", *(verb for verb, stage in STAGES.items() if stage.reads_split))
+READ_DATA = ("train", "export", *(verb for verb, stage in STAGES.items() if stage.reads_split))
 """Stages that open the dataset."""
 
 

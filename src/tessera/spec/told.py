@@ -37,10 +37,10 @@ def data_mistakes(spec: Spec, verb: str) -> Iterator[tuple[str, str]]:
         return
     split = getattr(dataset, spec.evaluate.split)
     files = [] if dataset.type == "mask_pairs" else sources(split, root)
-    if verb in ("parity", "evaluate") and len(files) == 1:
+    if verb == "evaluate" and len(files) == 1:
         path = Path(root, files[0].annotations)
         lack = _lack(path)
-        if lack is not None and (verb == "evaluate" or lack != EMPTY):
+        if lack is not None:
             yield (
                 "evaluate.split",
                 f"is {spec.evaluate.split}, and {path} {lack}, so its images can be inferred on, not evaluated; set evaluate.split to a split "
@@ -60,9 +60,6 @@ def class_mistakes(spec: Spec, catalog: ClassCatalog) -> Iterator[tuple[str, str
         yield from ((key, unknown_class(name, catalog)) for name in names if name not in keys)
 
 
-EMPTY = "has an empty list `annotations`"
-
-
 def _lack(path: Path) -> str | None:
     """What an annotation file lacks; None of one that has annotations, or is none, which the check reports."""
     try:
@@ -77,7 +74,7 @@ def _found_lack(path: Path, size: int, modified: int) -> str | None:
     with open_input(path) as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         found = re.search(rb'"annotations"\s*:\s*(\[\s*\])?', content)
         if found is not None:
-            return EMPTY if found[1] else None
+            return "has an empty list `annotations`" if found[1] else None
         return "has no list `annotations`" if content.find(b'"images"') >= 0 else None
 
 
