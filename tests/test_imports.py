@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "training": GROUND | {"ops", "models", "data", "evaluation", "gpus", "log"},
     "deploy": GROUND | {"ops", "models", "data", "inference"},
     "reporting": GROUND,
+    "interop": GROUND | {"ops", "models", "data"},
 }
 """Package or module -> what it may import of ours, wherever in a file the import stands. `cli` and `commands` may import all."""
 
@@ -82,6 +83,21 @@ FILES = sorted(SOURCE.rglob("*.py"))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(SOURCE).as_posix())
 def test_imports_point_one_way(path: Path) -> None:
     assert violations(path) == []
+
+
+def test_another_format_has_one_entrance() -> None:
+    """What reads it lies in a package of interop/ that others import whole, and that knows no other format."""
+    formats = {path.name for path in (SOURCE / "interop").iterdir() if (path / "__init__.py").exists()}
+    assert "tao" in formats
+    for path in FILES:
+        inside = path.relative_to(SOURCE).parts[1] if path.is_relative_to(SOURCE / "interop") else ""
+        for name in imports(path):
+            pieces = name.split(".")
+            if pieces[0] != "interop" or pieces[1] == inside:
+                continue
+            assert not inside, f"{path} imports {name}, another format"
+            module = SOURCE.joinpath(*pieces[:3])
+            assert not (module.is_dir() or module.with_suffix(".py").exists()) or len(pieces) < 3, f"{path}: {name}"
 
 
 def test_every_package_has_a_direction() -> None:
@@ -145,6 +161,7 @@ LIGHT = [
     for path in FILES
     if path.relative_to(SOURCE).parts[0].removesuffix(".py")
     in ("spec", "files", "gpus", "log", "structures", "provenance", "reporting", "cli", "commands")
+    or path.is_relative_to(SOURCE / "interop" / "tao")
 ]
 
 

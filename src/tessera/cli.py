@@ -524,7 +524,7 @@ def import_spec(
     out: Annotated[Path, typer.Option(help="Root of the project, which holds config/.")] = Path(),
 ) -> None:
     """Turn TAO specs into parts of this project, and say of every key what became of it."""
-    from tessera.spec.tao import import_spec, write_files
+    from tessera.interop.tao import import_spec, write_files
 
     done = import_spec(files, name, model, variant, out)
     write_files(done.files)

@@ -27,6 +27,7 @@ NO_STAGE = (
     "__init__.py",
     "spec",
     "reporting",
+    "interop",
 )
 """What no stage's version speaks for: it carries values and files but computes no result. Table layouts are looked at, not reused."""
 

@@ -4,7 +4,7 @@
 schema; ``read`` checks a file against them, ``convert`` makes our values, ``write`` the part files and the report.
 """
 
-from tessera.spec.tao.read import TABLES
-from tessera.spec.tao.write import Import, import_spec, write_files
+from tessera.interop.tao.read import TABLES
+from tessera.interop.tao.write import Import, import_spec, write_files
 
 __all__ = ["TABLES", "Import", "import_spec", "write_files"]

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tessera.files import UserError, read_json
-from tessera.spec.networks import SWIN_SIZES, SwinSize
-from tessera.spec.tao.table import (
+from tessera.interop.tao.table import (
     PATH,
     SECTION,
     SIDE,
@@ -30,6 +29,7 @@ from tessera.spec.tao.table import (
     taken,
     whole,
 )
+from tessera.spec.networks import SWIN_SIZES, SwinSize
 
 OWN_FOLDER = "every experiment has its own folder, results/<experiment>"
 OWN_MODEL = "every stage finds the model of its experiment by itself"

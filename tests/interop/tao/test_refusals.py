@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from tessera.files import UserError
-from tessera.spec.tao import import_spec
-from tessera.spec.tao.table import Fate
+from tessera.interop.tao import import_spec
+from tessera.interop.tao.table import Fate
 
 M2F, OF, DETR = "mask2former", "oneformer", "deformable_detr"
 PANOPTIC = {

@@ -10,12 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from tessera.interop.tao.read import Found
+from tessera.interop.tao.table import UNSET, DataPath, Fate, Row, Settings
 from tessera.spec.describe import keys_of
 from tessera.spec.layers import OWNED, nested
 from tessera.spec.mistakes import Value, from_validation
 from tessera.spec.schema import SPECS
-from tessera.spec.tao.read import Found
-from tessera.spec.tao.table import UNSET, DataPath, Fate, Row, Settings
 
 SECTIONS = {"dataset", "model", "train", "evaluate", "inference", "export", "gen_trt_engine"}
 """Of an experiment; a spec with none of them describes something else."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tessera.spec.networks import SWIN_SIZES
-from tessera.spec.tao import shared
-from tessera.spec.tao.table import (
+from tessera.interop.tao import shared
+from tessera.interop.tao.table import (
     PATH,
     SIDE,
     TEXT,
@@ -31,6 +30,7 @@ from tessera.spec.tao.table import (
     taken,
     whole,
 )
+from tessera.spec.networks import SWIN_SIZES
 
 SPLITS = ("train", "val", "test")
 TASKS = ("semantic", "instance", "panoptic")

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tessera.spec.checks import MODES
-from tessera.spec.networks import SWIN_SIZES
-from tessera.spec.tao import shared
-from tessera.spec.tao.table import (
+from tessera.interop.tao import shared
+from tessera.interop.tao.table import (
     PATH,
     SIDE,
     TEXT,
@@ -30,6 +28,8 @@ from tessera.spec.tao.table import (
     taken,
     whole,
 )
+from tessera.spec.checks import MODES
+from tessera.spec.networks import SWIN_SIZES
 
 TYPES = {"ade": "mask_pairs", "coco": "coco", "coco_panoptic": "coco_panoptic"}
 SPLITS = ("train", "val", "test")

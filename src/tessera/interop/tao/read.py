@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from tessera.files import UserError
+from tessera.interop.tao.deformable_detr import TABLE as DEFORMABLE_DETR
+from tessera.interop.tao.mask2former import TABLE as MASK2FORMER
+from tessera.interop.tao.oneformer import TABLE as ONEFORMER
+from tessera.interop.tao.table import Fate, Row, Table
 from tessera.spec.describe import nearest_names
 from tessera.spec.mistakes import Mistake, refuse
 from tessera.spec.parts import LinedKey, place_of, read_mapping, shown
-from tessera.spec.tao.deformable_detr import TABLE as DEFORMABLE_DETR
-from tessera.spec.tao.mask2former import TABLE as MASK2FORMER
-from tessera.spec.tao.oneformer import TABLE as ONEFORMER
-from tessera.spec.tao.table import Fate, Row, Table
 
 TABLES: dict[str, Table] = {table.family: table for table in (MASK2FORMER, ONEFORMER, DEFORMABLE_DETR)}
 MANDATORY = "???"

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tessera.files import UserError, write_text
+from tessera.interop.tao.convert import Converted, convert
+from tessera.interop.tao.read import read_files, require_known
+from tessera.interop.tao.table import Fate
 from tessera.spec.layers import OWNED
 from tessera.spec.parts import inline_yaml, parse_yaml, read_mapping, render_yaml
-from tessera.spec.tao.convert import Converted, convert
-from tessera.spec.tao.read import read_files, require_known
-from tessera.spec.tao.table import Fate
 
 WITH_THE_DATA = ("inference.images", "evaluate.split")
 """Keys that any part may set and that belong to the data."""

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import yaml
 
+from tessera.interop.tao import TABLES, import_spec
+from tessera.interop.tao.deformable_detr import GCVIT
+from tessera.interop.tao.table import UNSET, Fate, Row
 from tessera.models.backbone import GCVIT_SIZES
 from tessera.spec.describe import keys_of
 from tessera.spec.schema import SPECS
-from tessera.spec.tao import TABLES, import_spec
-from tessera.spec.tao.deformable_detr import GCVIT
-from tessera.spec.tao.table import UNSET, Fate, Row
 
-KEYS = yaml.safe_load((Path(__file__).parent / "tao/keys.yaml").read_text())
+KEYS = yaml.safe_load((Path(__file__).parent / "samples/keys.yaml").read_text())
 SECTIONS = {"mask2former": "mask_former", "oneformer": "one_former"}
 ROWS = [(family, row) for family, table in TABLES.items() for row in table.rows]
 IDS = [f"{family}-{row.key}" for family, row in ROWS]
@@ -405,7 +405,7 @@ def test_values_arrive_together(family: str, values: dict[str, Any], expected: d
 
 def test_every_key_of_a_rule_is_in_a_case() -> None:
     told = {(family, key) for family, values, _ in CASES for key in values}
-    resolved_elsewhere = {("deformable_detr", "dataset.eval_class_ids")}  # needs files: test_tao_refusals
+    resolved_elsewhere = {("deformable_detr", "dataset.eval_class_ids")}  # needs files: test_refusals
     assert {(family, row.key) for family, row in ROWS if row.to and row.convert is None} <= told | resolved_elsewhere
 
 
@@ -436,7 +436,7 @@ def test_names_are_those_of_the_networks() -> None:
 
 
 def test_document_names_what_tao_ignores() -> None:
-    text = (Path(__file__).parents[2] / "docs/tao.md").read_text().partition("## What TAO accepts and ignores")[2]
+    text = (Path(__file__).parents[3] / "docs/tao.md").read_text().partition("## What TAO accepts and ignores")[2]
     for _, row in ROWS:
         if row.fate in (Fate.REVIVED, Fate.IGNORED):
             assert f"`{row.key}`" in text, row.key

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tessera.files import read_json
-from tessera.spec.tao import shared
-from tessera.spec.tao.table import (
+from tessera.interop.tao import shared
+from tessera.interop.tao.table import (
     PATH,
     SECTION,
     SIDE,

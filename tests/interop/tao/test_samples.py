@@ -8,12 +8,12 @@ import yaml
 
 from tessera.cli import app
 from tessera.files import UserError
+from tessera.interop.tao import TABLES, Import, import_spec, write_files
+from tessera.interop.tao.table import Fate
 from tessera.spec.compose import load_grid
 from tessera.spec.schema import Spec
-from tessera.spec.tao import TABLES, Import, import_spec, write_files
-from tessera.spec.tao.table import Fate
 
-SAMPLES = Path(__file__).parent / "tao"
+SAMPLES = Path(__file__).parent / "samples"
 FAMILIES = {
     "mask2former_train": "mask2former",
     "mask2former_actions": "mask2former",
