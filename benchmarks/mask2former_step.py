@@ -23,8 +23,8 @@ import torch
 import transformers
 from torch import Tensor
 
+from tessera.interop.published import load_strictly, mask2former
 from tessera.models import build_model
-from tessera.models.published import load_strictly, mask2former
 from tessera.ops.masks import masks_to_boxes
 from tessera.spec.networks import BackboneSpec, Mask2FormerSpec
 from tessera.structures import Category, ClassCatalog, ImageMeta, Target

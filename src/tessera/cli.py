@@ -383,10 +383,9 @@ def import_weights(
     """Make a file for train.pretrained_model_path of a published checkpoint, every tensor accounted for."""
     from tessera.data.catalog import load_catalog
     from tessera.files import digest_file
+    from tessera.interop.published import take_over, weights_file
     from tessera.models import build_model
     from tessera.models.artifact import save_model
-    from tessera.models.published import weights_file
-    from tessera.models.published.importing import take_over
     from tessera.provenance import Header
     from tessera.spec.compose import load_grid
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.export import Dim
 
 from tessera.files import UserError
+from tessera.interop.published import gcvit, load_strictly
 from tessera.models.gcvit import GCViT
-from tessera.models.published import gcvit, load_strictly
 from tests.models.noise import noisy
 
 SIZES = {"embed_dim": 16, "depths": [2, 3, 2, 2], "num_heads": [1, 2, 4, 8], "mlp_ratio": 2}

@@ -1,4 +1,4 @@
-"""OneFormer's own parts: tokens, texts, the task, the contrastive loss. Its contract is in test_contract, its parity in test_published_oneformer."""
+"""OneFormer's own parts: tokens, texts, the task, the contrastive loss. Its contract is in test_contract, its parity in tests/interop/published."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Post-processing equals the transformers library's image processors on random outputs, wherever their formulas are the authors'.
 
 Where they are not, the inputs are brought to a common ground, which each test names; docs/published.md lists the differences.
-Detection is held to theirs in test_published_deformable_detr.
+Detection is held to theirs in tests/interop/published.
 """
 
 from __future__ import annotations

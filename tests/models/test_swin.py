@@ -7,7 +7,7 @@ import torchvision
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor
 
-from tessera.models.published import load_strictly, swin
+from tessera.interop.published import load_strictly, swin
 from tessera.models.swin import Swin, shifted_window_mask
 from tests.models.noise import noisy
 

@@ -13,11 +13,9 @@ from timm.models.resnet import ResNet
 from torch import Tensor
 
 from tessera.files import UserError, digest_file
-from tessera.models import published, pyramid
+from tessera.interop import published
+from tessera.models import pyramid
 from tessera.models.gcvit import GCViT
-from tessera.models.published import gcvit as published_gcvit
-from tessera.models.published import resnet as published_resnet
-from tessera.models.published import swin as published_swin
 from tessera.models.pyramid import STRIDES, TimmBackbone
 from tessera.models.swin import Swin
 from tessera.spec.networks import SWIN_SIZES, BackboneSpec, SwinSpec
@@ -99,7 +97,7 @@ def _swin(spec: BackboneSpec, pretrained: str | None, activation_checkpoint: boo
     backbone = Swin(**sizes, drop_path_rate=spec.drop_path_rate, activation_checkpoint=activation_checkpoint)
     if origin is not None:
         backbone.origin = origin
-        _load_renamed(backbone, state, published_swin, f"model.backbone.pretrained: {pretrained} into {spec.name}")
+        _load_renamed(backbone, state, published.swin, f"model.backbone.pretrained: {pretrained} into {spec.name}")
     return backbone
 
 
@@ -111,7 +109,7 @@ def _gcvit(spec: BackboneSpec, pretrained: str | None, activation_checkpoint: bo
     )
     if origin is not None:
         backbone.origin = origin
-        _load_renamed(backbone, state, published_gcvit, f"model.backbone.pretrained: {pretrained} into {spec.name}")
+        _load_renamed(backbone, state, published.gcvit, f"model.backbone.pretrained: {pretrained} into {spec.name}")
     return backbone
 
 
@@ -127,7 +125,7 @@ def _load_timm(backbone: TimmBackbone, pretrained: str) -> None:
     state, backbone.origin = _weights(pretrained, name)
     whole = pyramid.whole_model(name)
     if isinstance(whole, ResNet):
-        state = published_resnet.rename(state)
+        state = published.resnet.rename(state)
     own = backbone.net.state_dict().keys()
     cut_off = whole.state_dict().keys()
     published.load_strictly(

@@ -37,7 +37,9 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "train": Stage(("seed", "model", "dataset", "train"), 2, ("training", "models", "ops", "data")),
+    "train": Stage(
+        ("seed", "model", "dataset", "train"), 2, ("training", "models", "interop/published", "ops", "data")
+    ),
     "export": Stage(("export",), 2, ("deploy/export.py", "deploy/graph.py")),
     "precision": Stage(("precision",), 2, ("deploy/precision.py", "deploy/graph.py")),
     "engine": Stage(("engine",), 1, ("deploy/engine.py", "deploy/graph.py")),

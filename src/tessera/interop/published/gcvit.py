@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from tessera.models.published.renaming import Rules, apply
+from tessera.interop.published.renaming import Rules, apply
 
 _TIMM: Rules = ((r"^stages\.3\.norm\.", "norm3."),)
 """The classifier's last norm is the one of the last output."""

@@ -16,17 +16,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tessera.files import UserError
+from tessera.interop.published import Imported, read_state, take_over
 from tessera.models.deformable_detr.network import DeformableDetr
 from tessera.models.mask2former.network import Mask2Former
 from tessera.models.oneformer.network import OneFormer
-from tessera.models.published import read_state
-from tessera.models.published.importing import Imported, take_over
 from tessera.spec.networks import BackboneSpec, DeformableDetrSpec, Mask2FormerSpec, OneFormerSpec, SwinSpec
 from tessera.structures import Category, ClassCatalog
-from tests.models import originals, tiny
-from tests.models import test_published_deformable_detr as detr
-from tests.models import test_published_mask2former as m2f
-from tests.models import test_published_oneformer as one
+from tests.interop.published import originals
+from tests.interop.published import test_deformable_detr as detr
+from tests.interop.published import test_mask2former as m2f
+from tests.interop.published import test_oneformer as one
+from tests.models import tiny
 
 CATALOG = tiny.CATALOG
 """Five classes, as the small models of the transformers library have."""
@@ -168,7 +168,7 @@ def take_names(
     """Through ``take_over``, without a file of a gigabyte."""
     path = tmp_path / "names.pth"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tessera.models.published.importing.read_state", lambda path: originals.tensors(shapes))
+        patch.setattr("tessera.interop.published.importing.read_state", lambda path: originals.tensors(shapes))
         imported = take_over(path, network, spec, classes(count), **options)
     assert imported.state.keys() | {name for name, _ in imported.afresh} == network.state_dict().keys()
     assert {old for old, _ in imported.renamed} | {old for old, _ in imported.dropped} == shapes.keys()

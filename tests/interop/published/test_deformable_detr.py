@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from tessera.files import UserError
+from tessera.interop.published import deformable_detr, load_strictly
 from tessera.models.deformable_detr.criterion import DetectionCriterion
 from tessera.models.deformable_detr.network import DeformableDetr
 from tessera.models.deformable_detr.postprocess import DetectionPostprocess
-from tessera.models.published import deformable_detr, load_strictly
 from tessera.ops.boxes import cxcywh_to_xyxy
 from tessera.spec.networks import BackboneSpec, DeformableDetrSpec
 from tessera.spec.schema import PostprocessSpec

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from tessera.models.published import mask2former
-from tessera.models.published.renaming import Rules, apply
+from tessera.interop.published import mask2former
+from tessera.interop.published.renaming import Rules, apply
 
 _DECODER = r"^model\.transformer_module\.decoder\."
 _TEXT = r"^(?:model\.text_mapper\.)?text_encoder\."

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from tessera.interop.published import load_strictly, oneformer, read_state
 from tessera.models.common import mask_criterion
 from tessera.models.oneformer import task_input
 from tessera.models.oneformer.criterion import OneFormerCriterion, contrastive_loss
 from tessera.models.oneformer.network import OneFormer
 from tessera.models.oneformer.text import tokenize
-from tessera.models.published import load_strictly, oneformer, read_state
 from tessera.spec.networks import OneFormerSpec
 from tessera.structures import Target
 

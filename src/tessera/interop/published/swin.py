@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tessera.models.published.renaming import Rules, apply
+from tessera.interop.published.renaming import Rules, apply
 
 _TIMM: Rules = (
     # timm has the patch merging at the start of a stage, the original code at the end of the one before.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from tessera.models.published.renaming import Rules, apply
+from tessera.interop.published.renaming import Rules, apply
 
 _DETECTRON2: Rules = (
     (r"^stem\.conv1\.norm\.", "bn1."),

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tessera.interop.published import load_strictly, mask2former, read_state
 from tessera.models.common import mask_costs, mask_criterion
 from tessera.models.mask2former.network import Mask2Former
-from tessera.models.published import load_strictly, mask2former, read_state
 from tessera.spec.networks import (
     BackboneSpec,
     Mask2FormerSpec,

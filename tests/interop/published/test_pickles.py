@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from tessera.files import UserError
-from tessera.models.published import read_state
-from tessera.models.published.pickles import read_pickle
+from tessera.interop.published import read_state
+from tessera.interop.published.pickles import read_pickle
 
 GENERATOR = np.random.default_rng(0)
 ARRAYS: dict[str, Any] = {

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from tessera.files import UserError, read_json
-from tessera.models.published import deformable_detr, mask2former, oneformer, read_state, weights_file
+from tessera.interop.published import deformable_detr, mask2former, oneformer
+from tessera.interop.published.reading import read_state, weights_file
 from tessera.spec.networks import ModelSpec
 from tessera.structures import ClassCatalog
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from tessera.models.published import resnet, split_packed, swin
-from tessera.models.published.renaming import Rules, apply
+from tessera.interop.published import resnet, swin
+from tessera.interop.published.reading import split_packed
+from tessera.interop.published.renaming import Rules, apply
 
 _SWIN = r"^model\.pixel_level_module\.encoder\.(?:swin\.)?"
 _PIXELS = r"^model\.pixel_level_module\.decoder\."

@@ -1,4 +1,4 @@
-"""Weights that others published: reading their files and renaming their tensors to ours, with nothing missing and nothing left over."""
+"""Files of weights as others write them, and their strict loading."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tessera.files import UserError
+from tessera.interop.published.pickles import read_pickle
 from tessera.models.artifact import read_weights, require_state
-from tessera.models.published.pickles import read_pickle
 
 _WRAPPERS = ("model", "state_dict", "state_dict_ema", "model_state")
 _SHOWN = 5

@@ -18,9 +18,9 @@ from tessera.data.demo import write_demo
 from tessera.models import build_model
 from tessera.models.artifact import load_model
 from tessera.spec.compose import load_grid
+from tests.interop.published.test_oneformer import original_names
 from tests.malformed.conftest import Answer, call
 from tests.malformed.project import EXPERIMENT, FOLDER, RECIPE, content, write_config
-from tests.models.test_published_oneformer import original_names
 
 FILE = "downloads/model_final.pkl"
 IMPORTED = f"pretrained/{EXPERIMENT}.pth"

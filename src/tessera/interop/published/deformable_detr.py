@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tessera.files import UserError
-from tessera.models.published import split_packed
-from tessera.models.published.renaming import Rules, apply
+from tessera.interop.published.reading import split_packed
+from tessera.interop.published.renaming import Rules, apply
 
 _LAYER = r"\.layers\.(\d+)\."
 _RULES: Rules = (
