@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from tessera.data.kitti import convert_dataset
+from tessera.interop.kitti import convert_dataset
 from tessera.spec.digests import folder_digest, names_digest
 from tessera.spec.lineage import data_digest
 from tessera.spec.schema import ConvertSpec, DatasetSpec, SplitSpec

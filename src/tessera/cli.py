@@ -146,7 +146,7 @@ def convert(
     log: Log = None,
 ) -> None:
     """Make COCO shards of KITTI folders, with a report of every label that is left out."""
-    from tessera.data.kitti import convert_dataset, describe
+    from tessera.interop.kitti import convert_dataset, describe
     from tessera.spec.compose import load_grid
 
     _start_log(log)
@@ -163,7 +163,7 @@ def export_kitti(
     log: Log = None,
 ) -> None:
     """Write the boxes of a COCO dataset as KITTI label files: the way back from `convert`."""
-    from tessera.data.kitti_export import export_kitti
+    from tessera.interop.kitti import export_kitti
     from tessera.spec.compose import load_grid
 
     _start_log(log)

@@ -12,8 +12,8 @@ import pytest
 from tessera.data.catalog import load_catalog
 from tessera.data.check import check_dataset
 from tessera.data.datasets import SegmentationDataset, open_dataset, unannotated_images
-from tessera.data.kitti import convert_dataset
 from tessera.files import UserError
+from tessera.interop.kitti import convert_dataset
 from tessera.ops.kitti import kitti_row
 from tessera.spec.lineage import data_digest, data_files
 from tessera.spec.schema import ConvertSpec, DatasetSpec, SplitSpec

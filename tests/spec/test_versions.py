@@ -32,7 +32,7 @@ NO_STAGE = (
 """What no stage's version speaks for: it carries values and files but computes no result. Table layouts are looked at, not reused."""
 
 
-MAKERS = {"demo": ("data/demo.py",), "convert": ("data/kitti.py", "data/kitti_listing.py")}
+MAKERS = {"demo": ("data/demo.py",), "convert": ("interop/kitti",)}
 """What nothing but the making of a dataset runs: part of no stage, because the data's digest has these versions."""
 
 VERSIONS = {
@@ -59,7 +59,7 @@ def digest(name: str) -> str:
     found = hashlib.sha256()
     paths = {path for source in SOURCES[name] for path in modules(source)}
     if name in STAGES:
-        paths -= {SOURCE / source for sources in MAKERS.values() for source in sources}
+        paths -= {path for sources in MAKERS.values() for source in sources for path in modules(source)}
     for path in sorted(paths):
         found.update(path.relative_to(SOURCE).as_posix().encode() + b"\0")
         found.update(normalised(path.read_text(encoding="utf-8")).encode() + b"\0")

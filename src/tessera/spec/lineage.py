@@ -227,7 +227,7 @@ GENERATOR_VERSION = 2
 """Raised when a change of src/tessera/data/demo.py changes the scenes; tests/spec/test_versions.py asks for the decision, as for the next."""
 
 CONVERT_VERSION = 2
-"""Raised when a change of src/tessera/data/kitti*.py changes the shards."""
+"""Raised when a change of src/tessera/interop/kitti changes the shards."""
 
 
 def annotation_root(dataset: DatasetSpec, data_root: str) -> str:

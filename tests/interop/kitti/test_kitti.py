@@ -23,10 +23,9 @@ from tessera.data.catalog import load_catalog
 from tessera.data.check import check_dataset
 from tessera.data.datasets import open_dataset
 from tessera.data.demo import write_demo
-from tessera.data.kitti import convert_dataset, describe
-from tessera.data.kitti_export import export_kitti
-from tessera.data.kitti_listing import sorted_lines
 from tessera.files import UserError, digest_file
+from tessera.interop.kitti import convert_dataset, describe, export_kitti
+from tessera.interop.kitti.listing import sorted_lines
 from tessera.spec.schema import ConvertSpec, DatasetSpec, DemoSpec, SplitSpec
 
 OUT = Path("data/cars/converted")
@@ -199,7 +198,7 @@ def test_the_split_depends_on_name_and_seed_alone() -> None:
 
 
 def test_sorting_by_runs_is_sorting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tessera.data.kitti_listing._RUN", 7)
+    monkeypatch.setattr("tessera.interop.kitti.listing._RUN", 7)
     lines = [f"{number * 37 % 101:03d}é\0\n" for number in range(101)]
     assert list(sorted_lines(lines, tmp_path)) == sorted(lines)
     assert list(sorted_lines([], tmp_path)) == []
@@ -325,7 +324,9 @@ def test_a_shard_without_objects_does_not_make_boxes_into_masks() -> None:
 
 def test_a_process_that_is_ended_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     images(2)
-    monkeypatch.setattr("tessera.data.kitti._Reader.__call__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(
+        "tessera.interop.kitti.convert._Reader.__call__", lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    )
     with pytest.raises(UserError, match=r"was ended from outside; .* convert with fewer \(--processes\)"):
         convert_dataset(dataset(), "raw", 2, progress=False)
     assert not OUT.exists()
@@ -547,7 +548,7 @@ def test_shards_that_are_not_as_they_were_made_are_refused() -> None:
 SLOW = """
 import sys, time
 from pathlib import Path
-import tessera.data.kitti as kitti
+import tessera.interop.kitti.convert as kitti
 from tessera.spec.schema import DatasetSpec
 read = kitti._Reader.__call__
 def slow(self, chunk):

@@ -9,9 +9,9 @@ from typing import Any
 
 from tessera.data.catalog import compare_names, full_catalog, split_sources
 from tessera.data.coco_index import open_index
-from tessera.data.kitti import DIGITS, EXACT
 from tessera.data.reader import Findings, brief
 from tessera.files import UserError, atomic_folder, read_text
+from tessera.interop.kitti.convert import DIGITS, EXACT
 from tessera.ops.kitti import kitti_names, kitti_row
 from tessera.spec.lineage import SPLITS, annotation_root
 from tessera.spec.schema import DatasetSpec

@@ -26,7 +26,6 @@ from typing import Any
 
 from rich.progress import Progress
 
-from tessera.data.kitti_listing import Chunk, Listing
 from tessera.data.label_map import read_label_map
 from tessera.files import (
     SHOWN,
@@ -39,6 +38,7 @@ from tessera.files import (
     reading_json,
     write_json,
 )
+from tessera.interop.kitti.listing import Chunk, Listing
 from tessera.ops.image_size import read_image_size
 from tessera.spec.lineage import CONVERT_VERSION, GENERATED_ROOT
 from tessera.spec.schema import ConvertSpec, DatasetSpec
