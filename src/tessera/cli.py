@@ -126,7 +126,7 @@ def fetch(
     log: Log = None,
 ) -> None:
     """Fetch and unpack a dataset's archives into data/<dataset>/."""
-    from tessera.data.fetch import fetch_dataset
+    from tessera.interop.storage import fetch_dataset
     from tessera.spec.compose import load_grid
 
     _start_log(log)

@@ -27,9 +27,8 @@ import boto3
 import pytest
 from rich.progress import Progress
 
-from tessera.data import fetch, s3
-from tessera.data.fetch import fetch_dataset
 from tessera.files import UserError, only_process
+from tessera.interop.storage import fetch, fetch_dataset, s3
 from tessera.spec.schema import ArchiveSpec, DatasetSpec
 from tests.s3 import free_port, serving
 
@@ -356,7 +355,7 @@ def test_a_folder_that_is_a_link_is_filled_where_it_leads(project: Path) -> None
 
 def test_only_one_at_a_time(project: Path) -> None:
     code = (
-        "from tessera.data.fetch import fetch_dataset; from tessera.spec.schema import *; "
+        "from tessera.interop.storage import fetch_dataset; from tessera.spec.schema import *; "
         "fetch_dataset(DatasetSpec(name='photos', fetch={'a': ArchiveSpec(address='x')}), '.')"
     )
     with only_process(project / "data/photos/.fetch.lock"):

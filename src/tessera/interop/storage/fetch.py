@@ -139,7 +139,7 @@ def _acquire(archive: ArchiveSpec, downloads: Path, data_root: str, bars: Progre
             )
         address, found = str(path), digest_file(path)
     else:
-        from tessera.data.s3 import download
+        from tessera.interop.storage.s3 import download
 
         path = downloads / digest_text(address)  # A key may be longer than a file name.
         if declared is None:
