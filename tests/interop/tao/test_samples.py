@@ -55,10 +55,9 @@ def resolve(root: Path, done: Import) -> Spec:
 
 def leaves(content: Any, family: str, prefix: str = "") -> dict[str, Any]:
     """Dotted keys of a YAML file, down to lists and what is no section of TAO's schema."""
-    whole = {row.key for row in TABLES[family].rows}
     found: dict[str, Any] = {}
     for name, value in content.items():
-        if isinstance(value, dict) and prefix + name not in whole:
+        if isinstance(value, dict) and prefix + name not in TABLES[family].rows:
             found |= leaves(value, family, f"{prefix}{name}.")
         else:
             found[prefix + name] = value

@@ -1,48 +1,60 @@
-"""Keys that the three models have in common, and rules that more than one of them uses."""
+"""Keys that the models have in common, and rules that more than one of them uses."""
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from tessera.files import UserError, read_json
-from tessera.interop.tao.table import (
-    PATH,
-    SECTION,
-    SIDE,
-    TEXT,
-    TRUTH,
-    UNSET,
-    DataPath,
-    Kind,
-    Row,
-    Rule,
-    Settings,
-    choice,
-    left_out,
-    listing,
-    number,
-    part,
-    same,
-    taken,
-    whole,
-)
-from tessera.spec.networks import SWIN_SIZES, SwinSize
+from annotated_types import Ge, MaxLen, MinLen
 
-OWN_FOLDER = "every experiment has its own folder, results/<experiment>"
-OWN_MODEL = "every stage finds the model of its experiment by itself"
-ONE_PROCESS = "this stage runs in one process; the numbers would be the same"
+from tessera.data.label_map import read_label_map
+from tessera.files import UserError
+from tessera.interop.tao.table import DataPath, Fate, LocalPath, Row, Rule, Settings, Side, machine, part, same, taken
+from tessera.spec.networks import SWIN_SIZES
+
+Channels = Annotated[list[float], MinLen(3), MaxLen(3)]
+NotNegative = Annotated[float, Ge(0)]
+
+NOT_RUN = "(read from its source, not run)"
 OTHER_WEIGHTS = (
     "a file of this project, or one that `tessera import` made from a published checkpoint; TAO's own checkpoints put `no object` first and "
     "are not read"
 )
-ITERS_PER_EPOCH = "TAO measures the learning-rate curve by it (read from its source, not run); here the curve is as long as the training"
-MONITOR = "no scheduler that TAO has reads it (read from its source, not run)"
-SCHEDULERS = {"MultiStep": "MultiStep", "Warmuppoly": "WarmupPoly", "StepLR": "StepLR"}
+ITERS_PER_EPOCH = f"TAO measures the learning-rate curve by it {NOT_RUN}; here the curve is as long as the training"
+MONITOR = f"no scheduler that TAO has reads it {NOT_RUN}"
 QUANTIZE = "the precision of a graph is asked for by file name, not by a key"
 TENSORRT_PRECISION = "no key: ask for a file by its precision, as in `tessera engine --precision fp16`"
+PUBLISHED_SWIN = "timm's and the published Swin have no other"
+THREE_MAPS = ["res3", "res4", "res5"]
+
+LEFT_OUT = {
+    "every experiment has its own folder, results/<experiment>": "{,train.,evaluate.,inference.,export.,gen_trt_engine.}results_dir",
+    "model files are not encrypted here": "encryption_key",
+    "the experiment's name tells its model": "model_name",
+    "nothing is sent anywhere; curves are written for TensorBoard": (
+        "wandb.{enable,project,entity,group,name,run_id,tags,reinit,sync_tensorboard,save_code}"
+    ),
+    "it changes speed only": "train.cudnn.benchmark",
+    "a run on the CPU always repeats itself bit for bit": "train.cudnn.deterministic",
+    "a training continues by itself from its newest checkpoint; the state of a TAO training cannot be continued here": (
+        "train.resume_training_checkpoint_path"
+    ),
+    "set train.verbose in the written file": "train.verbose",
+    "this stage runs in one process; the numbers would be the same": "{evaluate,inference}.{num_gpus,gpu_ids,num_nodes}",
+    "every stage finds the model of its experiment by itself": "{evaluate,inference}.{checkpoint,trt_engine} export.checkpoint",
+    "the batch of dataset.val and dataset.test counts; it changes speed only": "{evaluate,inference}.batch_size",
+    "the loaders pin memory where there is a GPU": "dataset.pin_memory",
+    "the graph is traced on the CPU": "export.gpu_id",
+    "it is results/<experiment>/model.onnx": "{export,gen_trt_engine}.onnx_file",
+    "it changes what is printed only": "export.verbose",
+    "choose it with CUDA_VISIBLE_DEVICES": "gen_trt_engine.gpu_id",
+    "it is results/<experiment>/model.engine": "gen_trt_engine.trt_engine",
+    "export.batch_size says whether the graph's batch is free": "gen_trt_engine.batch_size",
+    QUANTIZE: "quantize.{backend,mode,algorithm,layers,skip_names,model_path,results_dir,backend_kwargs,device}",
+}
 
 
 def to_multiple_of_32(value: int) -> int:
@@ -62,310 +74,6 @@ def free_batch(value: int) -> int:
     return value
 
 
-ROOT = (
-    left_out("results_dir", PATH, "", OWN_FOLDER),
-    left_out("encryption_key", TEXT, None, "model files are not encrypted here"),
-    left_out("model_name", TEXT, None, "the experiment's name tells its model"),
-    *(
-        left_out(f"wandb.{key}", kind, default, "nothing is sent anywhere; curves are written for TensorBoard")
-        for key, kind, default in (
-            ("enable", TRUTH, True),
-            ("project", TEXT, "TAO Toolkit"),
-            ("entity", TEXT, ""),
-            ("group", TEXT, ""),
-            ("name", TEXT, ""),
-            ("run_id", TEXT, ""),
-            ("tags", listing(TEXT), []),
-            ("reinit", TRUTH, False),
-            ("sync_tensorboard", TRUTH, False),
-            ("save_code", TRUTH, False),
-        )
-    ),
-)
-
-
-def train(epochs: int, seed: int, gpus: int) -> tuple[Row, ...]:
-    """``epochs``, ``seed``, ``gpus``: the model's own defaults."""
-    return (
-        part("train.num_gpus", whole(1), gpus, "train.num_gpus"),
-        part("train.gpu_ids", listing(whole(0)), [0], "train.gpu_ids"),
-        taken("train.num_nodes", whole(1), 1, "train.num_nodes", impose=False),
-        part("train.seed", whole(-1), seed, "seed", "listed under `seeds` in config/config.yaml"),
-        left_out("train.cudnn.benchmark", TRUTH, False, "it changes speed only"),
-        left_out("train.cudnn.deterministic", TRUTH, True, "a run on the CPU always repeats itself bit for bit"),
-        taken("train.num_epochs", whole(1), epochs, "train.num_epochs"),
-        taken("train.checkpoint_interval", whole(1), 1, "train.checkpoint_interval", impose=False),
-        taken(
-            "train.checkpoint_interval_unit",
-            choice("epoch", "step"),
-            "epoch",
-            "train.checkpoint_interval_unit",
-            impose=False,
-        ),
-        taken("train.validation_interval", whole(1), 1, "train.validation_interval"),
-        left_out(
-            "train.resume_training_checkpoint_path",
-            PATH,
-            None,
-            "a training continues by itself from its newest checkpoint; the state of a TAO training cannot be continued here",
-        ),
-        left_out("train.results_dir", PATH, None, OWN_FOLDER),
-    )
-
-
-DRY_RUN = same(
-    "train.is_dry_run",
-    TRUTH,
-    False,
-    "for a trial run give train.num_epochs=1 train.iters_per_epoch=1 and --out FOLDER to `tessera train`",
-)
-DISTRIBUTED = taken(
-    "train.distributed_strategy",
-    choice("ddp", "fsdp"),
-    "ddp",
-    "train.distributed_strategy",
-    impose=False,
-)
-
-
-def task(name: str) -> tuple[Row, ...]:
-    """`evaluate` or `inference`."""
-    return (
-        left_out(f"{name}.num_gpus", whole(1), 1, ONE_PROCESS),
-        left_out(f"{name}.gpu_ids", listing(whole(0)), [0], ONE_PROCESS),
-        left_out(f"{name}.num_nodes", whole(1), 1, ONE_PROCESS),
-        left_out(f"{name}.checkpoint", PATH, UNSET, OWN_MODEL),
-        left_out(f"{name}.trt_engine", PATH, None, OWN_MODEL),
-        left_out(f"{name}.results_dir", PATH, None, OWN_FOLDER),
-        left_out(
-            f"{name}.batch_size",
-            whole(-1),
-            -1,
-            "the batch of dataset.val and dataset.test counts; it changes speed only",
-        ),
-    )
-
-
-def export(width: int, height: int) -> tuple[Row, ...]:
-    return (
-        left_out("export.results_dir", PATH, None, OWN_FOLDER),
-        left_out("export.gpu_id", whole(0), 0, "the graph is traced on the CPU"),
-        left_out("export.checkpoint", PATH, UNSET, OWN_MODEL),
-        left_out("export.onnx_file", PATH, UNSET, "it is results/<experiment>/model.onnx"),
-        taken(
-            "export.on_cpu",
-            TRUTH,
-            False,
-            "export.on_cpu",
-            note="false: a graph that only TensorRT runs, where TAO's documents have true as the default and its source false",
-            impose=False,
-        ),
-        same("export.input_channel", whole(1), 3, "images are RGB"),
-        taken("export.input_width", SIDE, width, "export.input_width", to_multiple_of_32),
-        taken("export.input_height", SIDE, height, "export.input_height", to_multiple_of_32),
-        taken("export.opset_version", whole(1), 17, "export.opset_version", opset, "18 at least"),
-        taken("export.batch_size", whole(-1), -1, "export.batch_size", free_batch),
-        left_out("export.verbose", TRUTH, False, "it changes what is printed only"),
-        same("export.format", choice("onnx", "xdl"), "onnx", "no other format is written"),
-    )
-
-
-def engine(data_type: Row) -> tuple[Row, ...]:
-    return (
-        left_out("gen_trt_engine.results_dir", PATH, None, OWN_FOLDER),
-        left_out("gen_trt_engine.gpu_id", whole(0), 0, "choose it with CUDA_VISIBLE_DEVICES"),
-        left_out("gen_trt_engine.onnx_file", PATH, UNSET, "it is results/<experiment>/model.onnx"),
-        left_out("gen_trt_engine.trt_engine", PATH, None, "it is results/<experiment>/model.engine"),
-        taken("gen_trt_engine.timing_cache", PATH, None, "engine.timing_cache"),
-        left_out(
-            "gen_trt_engine.batch_size", whole(-1), -1, "export.batch_size says whether the graph's batch is free"
-        ),
-        taken("gen_trt_engine.verbose", TRUTH, False, "engine.verbose", impose=False),
-        taken("gen_trt_engine.tensorrt.workspace_size", whole(1), 1024, "engine.workspace_size"),
-        *(
-            taken(f"gen_trt_engine.tensorrt.{size}_batch_size", whole(1), 1, f"engine.{size}_batch_size")
-            for size in ("min", "opt", "max")
-        ),
-        same(
-            "gen_trt_engine.tensorrt.layers_precision",
-            listing(TEXT),
-            [],
-            "which operators stay in fp32 is said by precision.fp16_keep",
-        ),
-        data_type,
-    )
-
-
-QUANTIZE_ROWS = tuple(
-    left_out(f"quantize.{key}", kind, default, QUANTIZE)
-    for key, kind, default in (
-        ("backend", choice("torchao", "modelopt.pytorch", "modelopt.onnx"), "torchao"),
-        ("mode", choice("weight_only_ptq", "static_ptq"), "weight_only_ptq"),
-        (
-            "algorithm",
-            choice("minmax", "max", "entropy", "awq_clip", "awq_lite", "awq_full", "rtn_dq"),
-            "minmax",
-        ),
-        ("layers", listing(SECTION), []),
-        ("skip_names", listing(TEXT), []),
-        ("model_path", PATH, ""),
-        ("results_dir", PATH, ""),
-        ("backend_kwargs", SECTION, {}),
-        ("device", TEXT, "cuda"),
-    )
-)
-
-
-# Rules
-
-
-def gpus(settings: Settings) -> Mapping[str, Any]:
-    if not settings.given("train.num_gpus", "train.gpu_ids"):
-        return {}
-    count = settings["train.num_gpus"] if settings.given("train.num_gpus") else 1
-    ids = settings["train.gpu_ids"] if settings.given("train.gpu_ids") else [0]
-    if settings.given("train.num_gpus") and settings.given("train.gpu_ids") and count != len(ids):
-        for key in ("train.num_gpus", "train.gpu_ids"):
-            settings.note(
-                key, f"num_gpus {count} and gpu_ids {ids} disagree; the larger counts, as TAO's document says"
-            )
-    found: dict[str, Any] = {"train.num_gpus": max(count, len(ids))}
-    if settings.given("train.gpu_ids"):
-        found["train.gpu_ids"] = ids
-    return found
-
-
-def seed(settings: Settings) -> Mapping[str, Any]:
-    if not settings.given("train.seed"):
-        return {}
-    if settings["train.seed"] < 0:
-        settings.note("train.seed", "TAO then seeds nothing; here a run always has a seed, and 0 is taken")
-        return {"seed": 0}
-    return {"seed": settings["train.seed"]}
-
-
-def clip(settings: Settings) -> dict[str, Any]:
-    """Of the rows `train.clip_grad_*`; 0 means no clipping in TAO's documents."""
-    if settings["train.clip_grad_norm"] == 0:
-        return {"train.clip_grad_type": "none"}
-    return {"train.clip_grad_type": "full", "train.clip_grad_norm": settings["train.clip_grad_norm"]}
-
-
-def classes(settings: Settings, key: str) -> dict[str, Any]:
-    """``key`` holds the number of classes. Where the label map is on this machine, the number is compared with it."""
-    contiguous, count = settings["dataset.contiguous_id"], settings[key]
-    ids = _label_ids(settings["dataset.label_map"])
-    if not contiguous:
-        if ids and max(ids) > count:
-            settings.refuse(
-                key,
-                f"{count}, but with contiguous_id false the label map's own ids are the classes, and the largest is {max(ids)}; "
-                f"set {key} to at least {max(ids)}, or dataset.contiguous_id to true",
-            )
-        settings.note(
-            key,
-            "ids stay as they are, so the largest must not exceed it (COCO: 90, panoptic 200); `tessera check` compares",
-        )
-        return {"dataset.contiguous_id": False, "dataset.num_classes": count}
-    if not settings.given(key):
-        return {"dataset.contiguous_id": True}
-    if ids and count < len(ids):
-        settings.refuse(key, f"{count}, but the label map has {len(ids)} classes; set {key} to {len(ids)}")
-    elif ids and count > len(ids):
-        settings.note(
-            key, f"{count} in the file; the label map has {len(ids)}, and TAO fills up with classes that do not exist"
-        )
-        count = len(ids)
-    elif not ids:
-        settings.note(
-            key,
-            "compared with the label map by `tessera check`; leave it out of the written file if TAO's number had room to spare",
-        )
-    return {"dataset.contiguous_id": True, "dataset.num_classes": count}
-
-
-def _label_ids(path: str | None) -> list[int]:
-    """Empty where the label map is elsewhere, or not well-formed, which `tessera check` tells in detail."""
-    if not path or not Path(path).is_file():
-        return []
-    try:
-        content = read_json(Path(path))
-    except UserError:
-        return []
-    entries = content if isinstance(content, list) else []
-    return [entry["id"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("id"), int)]
-
-
-def width(settings: Settings, *keys: str) -> dict[str, Any]:
-    """TAO's model could have a different width in each of its parts; here they are one."""
-    values = {key: settings[key] for key in keys}
-    if len(set(values.values())) > 1:
-        told = ", ".join(f"{key} {value}" for key, value in values.items())
-        settings.refuse(
-            keys[0], f"expected one width for all parts of the model, found {told}; give the same number to each"
-        )
-    return {"model.pixel_decoder.hidden_dim": values[keys[0]]}
-
-
-def freeze_rule(names: Mapping[str, tuple[str, ...]], trained: str | None = None) -> Rule:
-    """``names``: TAO's module -> ours. TAO warns of unknown names only; here they are refused. ``trained``: key that is false where the
-    backbone is frozen."""
-
-    def make(settings: Settings) -> Mapping[str, Any]:
-        frozen = ["backbone"] if trained and not settings[trained] else []
-        for name in settings["train.freeze"]:
-            if name in names:
-                frozen += names[name]
-            else:
-                settings.refuse(
-                    "train.freeze",
-                    f"no module of TAO's model is known here as {name!r}; known are {', '.join(names)}; for others remove it, and set "
-                    "train.freeze in the written file to module names of this project",
-                )
-        given = settings.given("train.freeze", *([trained] if trained else []))
-        return {"train.freeze": list(dict.fromkeys(frozen))} if given else {}
-
-    return make
-
-
-def swin_keys(settings: Settings, name: str) -> dict[str, Any]:
-    """The window is written where it is not that of the name."""
-    window = settings["model.backbone.swin.window_size"]
-    found = {
-        "model.backbone.name": name,
-        "model.backbone.drop_path_rate": settings["model.backbone.swin.drop_path_rate"],
-    }
-    if window == SWIN_SIZES[name].window_size:
-        settings.note("model.backbone.swin.window_size", f"that of {name}")
-        return found
-    return {**found, "model.backbone.swin.window_size": window}
-
-
-def swin_rows(prefix: str, size: Callable[[str, Kind, Any], Row], sizes: SwinSize) -> tuple[Row, ...]:
-    """``size`` makes the rows of embed_dim, depths and num_heads; ``sizes``: their defaults and the window's."""
-    dim, depths, heads, window = sizes
-    fixed = "timm's and the published Swin have no other"
-    return (
-        size(f"{prefix}.embed_dim", whole(1), dim),
-        size(f"{prefix}.depths", listing(whole(1), 4), depths),
-        size(f"{prefix}.num_heads", listing(whole(1), 4), heads),
-        part(f"{prefix}.window_size", whole(1), window, ("model.backbone.name", "model.backbone.swin.window_size")),
-        part(f"{prefix}.drop_path_rate", number(0, 1), 0.3, "model.backbone.drop_path_rate"),
-        same(f"{prefix}.patch_size", whole(1), 4, fixed),
-        same(f"{prefix}.mlp_ratio", number(0), 4.0, fixed),
-        same(f"{prefix}.qkv_bias", TRUTH, True, fixed),
-        same(f"{prefix}.qk_scale", number(), None, fixed),
-        same(f"{prefix}.drop_rate", number(0, 1), 0.0, "the published recipes use drop_path_rate alone"),
-        same(f"{prefix}.attn_drop_rate", number(0, 1), 0.0, "the published recipes use drop_path_rate alone"),
-        same(f"{prefix}.ape", TRUTH, False, "positions are relative, so that any image size works"),
-        same(f"{prefix}.patch_norm", TRUTH, True, fixed),
-        same(f"{prefix}.out_indices", listing(whole(0)), [0, 1, 2, 3], "all four maps are used"),
-        same(f"{prefix}.out_features", listing(TEXT), ["res2", "res3", "res4", "res5"], "all four maps are used"),
-        left_out(f"{prefix}.pretrain_img_size", whole(1), 384, "only absolute positions (ape) would need it"),
-        left_out(f"{prefix}.use_checkpoint", TRUTH, False, "train.activation_checkpoint covers the whole network"),
-    )
-
-
 def pixels_0_255(value: list[float]) -> list[float]:
     """To images in [0, 1]."""
     return [round(channel / 255, 6) for channel in value]
@@ -377,8 +85,8 @@ def pixels_0_1(value: list[float]) -> list[float]:
     return value
 
 
-def from_mapping(names: Mapping[str, str]) -> Callable[[Any], Any]:
-    return lambda value: names[value]
+def scheduler(name: str) -> str:
+    return "WarmupPoly" if name == "Warmuppoly" else name
 
 
 def one_less(value: int) -> int:
@@ -390,23 +98,263 @@ def one_less(value: int) -> int:
     return value - 1
 
 
+def common(epochs: int, seed: int, gpus: int, width: int, height: int) -> tuple[Row, ...]:
+    """Keys of all three models; the arguments are the model's own defaults."""
+    return (
+        part("train.num_gpus", gpus),
+        part("train.gpu_ids", [0]),
+        machine("train.num_nodes", 1),
+        part("train.seed", seed, "seed", "listed under `seeds` in config/config.yaml"),
+        taken("train.num_epochs", epochs),
+        machine("train.checkpoint_interval", 1),
+        machine("train.checkpoint_interval_unit", "epoch"),
+        taken("train.validation_interval", 1),
+        part("train.freeze", [], kind=list[str]),
+        same(
+            "train.is_dry_run",
+            False,
+            "for a trial run give train.num_epochs=1 train.iters_per_epoch=1 and --out FOLDER to `tessera train`",
+        ),
+        machine("train.distributed_strategy", "ddp"),
+        machine("train.optim.momentum", 0.9),
+        taken(
+            "export.on_cpu",
+            False,
+            note="false: a graph that only TensorRT runs, where TAO's documents have true as the default and its source false",
+            impose=False,
+        ),
+        same("export.input_channel", 3, "images are RGB"),
+        taken("export.input_width", width, "", to_multiple_of_32, kind=Side),
+        taken("export.input_height", height, "", to_multiple_of_32, kind=Side),
+        taken("export.opset_version", 17, "", opset, note="18 at least"),
+        taken("export.batch_size", -1, "", free_batch),
+        same("export.format", "onnx", "no other format is written"),
+        taken("gen_trt_engine.timing_cache", None, "engine.timing_cache", kind=LocalPath),
+        machine("gen_trt_engine.verbose", False, "engine.verbose"),
+        taken("gen_trt_engine.tensorrt.workspace_size", 1024, "engine.workspace_size"),
+        taken("gen_trt_engine.tensorrt.min_batch_size", 1, "engine.min_batch_size"),
+        taken("gen_trt_engine.tensorrt.opt_batch_size", 1, "engine.opt_batch_size"),
+        taken("gen_trt_engine.tensorrt.max_batch_size", 1, "engine.max_batch_size"),
+        same(
+            "gen_trt_engine.tensorrt.layers_precision",
+            [],
+            "which operators stay in fp32 is said by precision.fp16_keep",
+        ),
+    )
+
+
+def masked(head: str, test: str, queries: int, classes: int, lr: float, contiguous: bool) -> tuple[Row, ...]:
+    """Keys of Mask2Former and OneFormer; ``head`` and ``test`` begin the names of their sections."""
+    return (
+        part("dataset.contiguous_id", contiguous, "dataset.contiguous_id dataset.num_classes"),
+        part("dataset.label_map", "", kind=LocalPath),
+        taken("model.sem_seg_head.transformer_enc_layers", 6, "model.pixel_decoder.layers"),
+        part("model.sem_seg_head.convs_dim", 256, "model.pixel_decoder.hidden_dim"),
+        part("model.sem_seg_head.mask_dim", 256, "model.pixel_decoder.hidden_dim", "one width for all"),
+        part("model.sem_seg_head.num_classes", classes, "dataset.num_classes"),
+        same("model.sem_seg_head.common_stride", 4, "masks are predicted at a quarter of the image"),
+        same(
+            "model.sem_seg_head.deformable_transformer_encoder_in_features",
+            THREE_MAPS,
+            "the pixel decoder reads the strides 8, 16 and 32",
+        ),
+        same("model.sem_seg_head.norm", "GN", "no other norm is built"),
+        taken(f"{head}.num_object_queries", queries, "model.decoder.num_object_queries"),
+        part(f"{head}.hidden_dim", 256, "model.pixel_decoder.hidden_dim", "one width for all"),
+        taken(f"{head}.dec_layers", 10, "model.decoder.layers", one_less),
+        taken(f"{head}.pre_norm", False, "model.decoder.pre_norm"),
+        taken(f"{head}.deep_supervision", True, "model.loss.deep_supervision"),
+        taken(f"{head}.class_weight", 2.0, "model.loss.class_weight"),
+        taken(f"{head}.mask_weight", 5.0, "model.loss.mask_weight"),
+        taken(f"{head}.dice_weight", 5.0, "model.loss.dice_weight"),
+        taken(f"{head}.no_object_weight", 0.1, "model.loss.no_object_weight"),
+        taken(f"{test}.object_mask_threshold", 0.4, "postprocess.object_mask_threshold"),
+        taken(f"{test}.overlap_threshold", 0.5, "postprocess.overlap_threshold"),
+        taken(f"{test}.test_topk_per_image", 100, "postprocess.test_topk_per_image"),
+        taken("train.optim.type", "AdamW", kind=Literal["AdamW", "SGD"]),
+        taken("train.optim.lr", lr),
+        taken("train.optim.backbone_multiplier", 0.1),
+        taken("train.optim.weight_decay", 0.05),
+        part(
+            "model.backbone.swin.window_size",
+            7 if head == "model.mask_former" else 12,
+            "model.backbone.name model.backbone.swin.window_size",
+        ),
+        part("model.backbone.swin.drop_path_rate", 0.3, "model.backbone.drop_path_rate"),
+        Row(
+            "gen_trt_engine.tensorrt.data_type",
+            None,
+            Fate.LEFT_OUT,
+            kind=Literal["FP32", "FP16", "fp32", "fp16"],
+            note=TENSORRT_PRECISION,
+        ),
+        *(
+            same(f"model.backbone.swin.{key}", value, advice)
+            for key, value, advice in (
+                ("patch_size", 4, PUBLISHED_SWIN),
+                ("mlp_ratio", 4.0, PUBLISHED_SWIN),
+                ("qkv_bias", True, PUBLISHED_SWIN),
+                ("qk_scale", None, PUBLISHED_SWIN),
+                ("patch_norm", True, PUBLISHED_SWIN),
+                ("drop_rate", 0.0, "the published recipes use drop_path_rate alone"),
+                ("attn_drop_rate", 0.0, "the published recipes use drop_path_rate alone"),
+                ("ape", False, "positions are relative, so that any image size works"),
+                ("out_indices", [0, 1, 2, 3], "all four maps are used"),
+                ("out_features", ["res2", *THREE_MAPS], "all four maps are used"),
+            )
+        ),
+    )
+
+
+MASKED_LEFT_OUT = {
+    **LEFT_OUT,
+    QUANTIZE: f"{LEFT_OUT[QUANTIZE]} dataset.quant_calibration_dataset.images_dir",
+    "only absolute positions (ape) would need it": "model.backbone.swin.pretrain_img_size",
+    "train.activation_checkpoint covers the whole network": "model.backbone.swin.use_checkpoint",
+    "the export stage needs no switch in the model": "model.export",
+    ITERS_PER_EPOCH: "train.iters_per_epoch",
+}
+
+
+# Rules
+
+
+def gpus(settings: Settings) -> Mapping[str, Any]:
+    if not settings.given("train.num_gpus", "train.gpu_ids"):
+        return {}
+    counted, named = settings.given("train.num_gpus"), settings.given("train.gpu_ids")
+    count = settings["train.num_gpus"] if counted else 1
+    ids = settings["train.gpu_ids"] if named else [0]
+    if counted and named and count != len(ids):
+        for key in ("train.num_gpus", "train.gpu_ids"):
+            settings.note(
+                key, f"num_gpus {count} and gpu_ids {ids} disagree; the larger counts, as TAO's document says"
+            )
+    return {"train.num_gpus": max(count, len(ids))} | ({"train.gpu_ids": ids} if named else {})
+
+
+def seed(settings: Settings) -> Mapping[str, Any]:
+    if not settings.given("train.seed"):
+        return {}
+    if settings["train.seed"] < 0:
+        settings.note("train.seed", "TAO then seeds nothing; here a run always has a seed, and 0 is taken")
+    return {"seed": max(0, settings["train.seed"])}
+
+
+RULES = (gpus, seed)
+
+
+def clip(settings: Settings) -> dict[str, Any]:
+    """0 means no clipping in TAO's documents."""
+    if settings["train.clip_grad_norm"] == 0:
+        return {"train.clip_grad_type": "none"}
+    return {"train.clip_grad_type": "full", "train.clip_grad_norm": settings["train.clip_grad_norm"]}
+
+
+def classes(settings: Settings) -> dict[str, Any]:
+    """Where the label map is on this machine, the number of classes is compared with it."""
+    key = "model.sem_seg_head.num_classes"
+    contiguous, count = settings["dataset.contiguous_id"], settings[key]
+    ids = list(named_ids(settings["dataset.label_map"]))
+    if not contiguous:
+        if ids and max(ids) > count:
+            settings.refuse(
+                key,
+                f"{count}, but with contiguous_id false the label map's own ids are the classes, and the largest is {max(ids)}; "
+                f"set {key} to at least {max(ids)}, or dataset.contiguous_id to true",
+            )
+        settings.note(
+            key,
+            "ids stay as they are, so the largest must not exceed it (COCO: 90, panoptic 200); `tessera check` compares",
+        )
+    elif not settings.given(key):
+        return {"dataset.contiguous_id": True}
+    elif ids and count < len(ids):
+        settings.refuse(key, f"{count}, but the label map has {len(ids)} classes; set {key} to {len(ids)}")
+    elif ids and count > len(ids):
+        settings.note(
+            key, f"{count} in the file; the label map has {len(ids)}, and TAO fills up with classes that do not exist"
+        )
+        count = len(ids)
+    elif not ids:
+        settings.note(
+            key,
+            "compared with the label map by `tessera check`; leave it out of the written file if TAO's number had room to spare",
+        )
+    return {"dataset.contiguous_id": contiguous, "dataset.num_classes": count}
+
+
+def named_ids(path: str | None) -> dict[int, str]:
+    """Of a label map. Empty where it is elsewhere, or not well-formed, which `tessera check` tells in detail."""
+    if path and Path(path).is_file():
+        with contextlib.suppress(UserError):
+            return {entry.id: entry.name for entry in read_label_map(Path(path)).categories}
+    return {}
+
+
+def width(head: str) -> Rule:
+    """TAO's model could have a different width in each of its parts; here they are one."""
+
+    def make(settings: Settings) -> Mapping[str, Any]:
+        keys = ("model.sem_seg_head.convs_dim", "model.sem_seg_head.mask_dim", f"{head}.hidden_dim")
+        if len({settings[key] for key in keys}) > 1:
+            told = ", ".join(f"{key} {settings[key]}" for key in keys)
+            settings.refuse(
+                keys[0], f"expected one width for all parts of the model, found {told}; give the same number to each"
+            )
+        return {"model.pixel_decoder.hidden_dim": settings[keys[0]]}
+
+    return make
+
+
+def freeze_rule(names: Mapping[str, tuple[str, ...]], trained: str | None = None) -> Rule:
+    """``names``: TAO's module -> ours. TAO warns of unknown names only; here they are refused. ``trained``: key that is false where the
+    backbone is frozen."""
+
+    def make(settings: Settings) -> Mapping[str, Any]:
+        frozen = ["backbone"] if trained and not settings[trained] else []
+        for name in settings["train.freeze"]:
+            if name not in names:
+                settings.refuse(
+                    "train.freeze",
+                    f"no module of TAO's model is known here as {name!r}; known are {', '.join(names)}; for others remove it, and set "
+                    "train.freeze in the written file to module names of this project",
+                )
+            frozen += names.get(name, ())
+        given = settings.given("train.freeze", *([trained] if trained else []))
+        return {"train.freeze": list(dict.fromkeys(frozen))} if given else {}
+
+    return make
+
+
+def swin_keys(settings: Settings, name: str) -> dict[str, Any]:
+    """The window is written where it is not that of the name."""
+    window, rate = settings["model.backbone.swin.window_size"], settings["model.backbone.swin.drop_path_rate"]
+    found = {"model.backbone.name": name, "model.backbone.drop_path_rate": rate}
+    if window == SWIN_SIZES[name].window_size:
+        settings.note("model.backbone.swin.window_size", f"that of {name}")
+        return found
+    return {**found, "model.backbone.swin.window_size": window}
+
+
 def height_width(value: list[int]) -> list[int] | None:
     """From [width, height]."""
-    return [value[1], value[0]] if value else None
+    if len(value) not in (0, 2):
+        raise ValueError("expected [width, height]")
+    return value[::-1] or None
+
+
+def evaluated(found: Mapping[str, Any]) -> dict[str, str]:
+    """The split that is evaluated: test where it has annotations, else val."""
+    annotated = [split for split in ("test", "val") if f"dataset.{split}.annotations" in found]
+    return {"evaluate.split": annotated[0]} if annotated else {}
 
 
 def join(folder: str | None, path: str | None) -> str | None:
-    if not path:
-        return folder or None
-    return posixpath.join(folder, path) if folder else path
+    return posixpath.join(folder or "", path or "").removesuffix("/") or None
 
 
-def data_path(path: str | None) -> DataPath | None:
-    return DataPath(path) if path else None
-
-
-def data_paths(paths: str | list[str]) -> DataPath | list[DataPath]:
-    """A list of one is a path alone."""
-    if isinstance(paths, str):
-        return DataPath(paths)
-    return DataPath(paths[0]) if len(paths) == 1 else [DataPath(path) for path in paths]
+def data_paths(paths: str | Sequence[str] | None) -> DataPath | list[DataPath] | None:
+    """A list of one is a path alone, and an empty one is none."""
+    listed = [DataPath(path) for path in ([paths] if isinstance(paths, str) else paths or ()) if path]
+    return listed if len(listed) > 1 else next(iter(listed), None)

@@ -1,4 +1,4 @@
-"""What a table of TAO's keys is made of: one row per key, and what becomes of it here.
+"""What a table of TAO's keys is made of: a line for every key, and what becomes of it here.
 
 Everything said about TAO in this package was read from its source and documents; nothing of TAO was run.
 """
@@ -6,14 +6,19 @@ Everything said about TAO in this package was read from its source and documents
 from __future__ import annotations
 
 import enum
+import itertools
+import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from tessera.spec.parts import shown
+from annotated_types import Ge
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 
-UNSET = object()
-"""TAO has no default: the key must be given where its section is used."""
+from tessera.spec.describe import locate, type_words
+from tessera.spec.parts import inline_yaml, shown
+from tessera.spec.schema import SPECS
 
 
 class Fate(enum.Enum):
@@ -28,27 +33,20 @@ class Fate(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Kind:
-    words: str
-    """What is expected, for messages."""
-    read: Callable[[Any], Any]
-    """The value in its type, or ValueError. As TAO's reader does, numbers and truth values may be quoted."""
-
-
-@dataclass(frozen=True)
 class Row:
     """One key of TAO's schema."""
 
     key: str
     """Dotted."""
-    kind: Kind
     default: Any
-    """TAO's; None where it is nothing, UNSET where there is none."""
+    """TAO's; None where it is nothing."""
     fate: Fate
     to: tuple[str, ...] = ()
     """Our keys that the value goes to, alone or together with other keys."""
     convert: Callable[[Any], Any] | None = None
     """From TAO's value to ours; ValueError with advice refuses the value. None: one of the table's rules does it."""
+    kind: Any = None
+    """Its type, where neither our key nor the default has it."""
     note: str = ""
     impose: bool = True
     """TAO's default is written out when the file does not have the key. Not so for what belongs to a machine."""
@@ -57,9 +55,9 @@ class Row:
 class Settings:
     """What the file says about every row of a table, and what the rules have to say about it."""
 
-    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Any], rows: Mapping[str, Row]) -> None:
         self._values = values
-        self._defaults = defaults
+        self._rows = rows
         self.refused: list[tuple[str, str]] = []
         """(TAO key, what is wrong and what to do)."""
         self.notes: dict[str, list[str]] = {}
@@ -69,8 +67,7 @@ class Settings:
 
     def __getitem__(self, key: str) -> Any:
         """The file's value, else TAO's default; None where there is neither."""
-        default = self._defaults[key]
-        return self._values.get(key, None if default is UNSET else default)
+        return self._values.get(key, self._rows[key].default)
 
     def given(self, *keys: str) -> bool:
         """The file has one of the keys."""
@@ -83,10 +80,9 @@ class Settings:
         if self.given(key):
             self.notes.setdefault(key, []).append(text)
 
-    def pass_over(self, key: str, reason: str) -> None:
-        """Another key decides that TAO does not read this one."""
-        if self.given(key):
-            self.passed_over[key] = reason
+    def pass_over(self, reason: str, *keys: str) -> None:
+        """Another key decides that TAO does not read these."""
+        self.passed_over |= {key: reason for key in keys if self.given(key)}
 
 
 Rule = Callable[[Settings], Mapping[str, Any]]
@@ -107,16 +103,80 @@ class Fixed:
 @dataclass(frozen=True)
 class Table:
     family: str
-    rows: tuple[Row, ...]
+    lines: tuple[Row, ...]
+    left_out: Mapping[str, str]
+    """Why nothing promised depends on keys -> the keys, separated by spaces; ``a.{b,c}`` is two of them."""
+    ignored: Mapping[str, str]
+    """Why TAO itself does nothing with keys -> the keys."""
     rules: tuple[Rule, ...]
     fixed: tuple[Fixed, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     """Keys that TAO's documents name otherwise than its source -> the source's."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """Keys that only the documents have -> advice."""
+    rows: dict[str, Row] = field(init=False)
+    """By key."""
 
-    def row(self, key: str) -> Row:
-        return next(row for row in self.rows if row.key == key)
+    def __post_init__(self) -> None:
+        lists = ((Fate.LEFT_OUT, self.left_out), (Fate.IGNORED, self.ignored))
+        unread = [
+            Row(key, None, fate, note=reason)
+            for fate, reasons in lists
+            for reason, keys in reasons.items()
+            for key in expand(keys)
+        ]
+        object.__setattr__(self, "rows", {row.key: row for row in (*self.lines, *unread)})
+
+    def read(self, row: Row, value: Any) -> Any:
+        """``value`` in the type of the key. Raises ValueError saying what is expected."""
+        if row.fate is Fate.SAME:
+            if row.default not in (value, _unquoted(value)):
+                raise ValueError(f"found {shown(value)}, but here it is always {shown(row.default)}; {row.note}")
+            return row.default
+        return value if row.kind is None and not row.to else _read(self._kind(row), value)
+
+    def _kind(self, row: Row) -> Any:
+        if row.kind is None and (row.default is None or row.convert is as_it_is):
+            found = locate(SPECS[self.family], row.to[0].split(".")).field
+            assert found is not None, row.to
+            return Annotated[found.annotation, *found.metadata] if found.metadata else found.annotation
+        return row.kind or _type_of(row.default)
+
+
+def expand(text: str) -> list[str]:
+    """``a.{b,c} d`` to ``a.b``, ``a.c`` and ``d``."""
+    pieces = [[piece.split(",") for piece in re.split(r"\{(.*?)\}", word)] for word in text.split()]
+    return ["".join(choice) for word in pieces for choice in itertools.product(*word)]
+
+
+def _type_of(default: Any) -> Any:
+    return list[_type_of(default[0])] if isinstance(default, list) else type(default)  # type: ignore[misc]  # made for pydantic
+
+
+def _read(kind: Any, value: Any) -> Any:
+    adapter = TypeAdapter(kind)
+    advice = ""
+    for candidate in (value, _unquoted(value)):
+        try:
+            return adapter.dump_python(adapter.validate_json(json.dumps(candidate), strict=True), mode="json")
+        except ValidationError as error:
+            said = [detail["msg"] for detail in error.errors() if detail["type"] == "value_error"]
+            advice = f"; {said[0].removeprefix('Value error, ')}" if said else ""
+    found = inline_yaml(value) if isinstance(value, dict) else shown(value)
+    raise ValueError(f"expected {type_words(kind)}, found {found}{advice}")
+
+
+def _unquoted(value: Any) -> Any:
+    """As TAO's reader takes them, numbers and truth values may be quoted."""
+    if isinstance(value, list):
+        return [_unquoted(item) for item in value]
+    try:
+        return json.loads(value.lower()) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+# Types
 
 
 @dataclass(frozen=True)
@@ -126,63 +186,7 @@ class DataPath:
     path: str
 
 
-# Kinds
-
-
-def _number(value: Any, kind: type[int] | type[float]) -> Any:
-    if isinstance(value, str):
-        try:
-            value = float(value) if kind is float or not value.lstrip("+-").isdigit() else int(value)
-        except ValueError:
-            raise ValueError from None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError
-    if kind is int and isinstance(value, float):
-        raise ValueError
-    return kind(value)
-
-
-def _limits(low: float | None, high: float | None, above: float | None) -> str:
-    words = [("above", above), ("at least", low), ("at most", high)]
-    return "".join(f", {word} {limit}" for word, limit in words if limit is not None)
-
-
-def _ranged(kind: type[int] | type[float], low: float | None, high: float | None, above: float | None) -> Kind:
-    def read(value: Any) -> Any:
-        number = _number(value, kind)
-        if not (low is None or number >= low) or not (high is None or number <= high):
-            raise ValueError
-        if not (above is None or number > above):
-            raise ValueError
-        return number
-
-    return Kind(("a whole number" if kind is int else "a number") + _limits(low, high, above), read)
-
-
-def whole(low: int | None = None, high: int | None = None) -> Kind:
-    return _ranged(int, low, high, None)
-
-
-def number(low: float | None = None, high: float | None = None, above: float | None = None) -> Kind:
-    return _ranged(float, low, high, above)
-
-
-def _read_truth(value: Any) -> bool:
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if not isinstance(value, bool):
-        raise ValueError
-    return value
-
-
-def _read_text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError
-    return value
-
-
-def _read_path(value: Any) -> str:
-    text = _read_text(value)
+def _local(text: str) -> str:
     if "://" in text:
         raise ValueError("download it and give the local path")
     if text.endswith((".tar.gz", ".tgz", ".tar", ".zip")):
@@ -190,104 +194,47 @@ def _read_path(value: Any) -> str:
     return text
 
 
-def _read_section(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError
-    return value
-
-
-TRUTH = Kind("true or false", _read_truth)
-TEXT = Kind("text", _read_text)
-PATH = Kind("a path", _read_path)
-SECTION = Kind("a section", _read_section)
-ANYTHING = Kind("anything", lambda value: value)
-SIDE = whole(32)
-UNIT = number(0, 1)
-
-
-def choice(*values: str) -> Kind:
-    def read(value: Any) -> str:
-        text = _read_text(value)
-        if text not in values:
-            raise ValueError
-        return text
-
-    return Kind("one of " + ", ".join(values), read)
-
-
-def listing(item: Kind, count: int | None = None) -> Kind:
-    def read(value: Any) -> list[Any]:
-        if not isinstance(value, list) or (count is not None and len(value) != count):
-            raise ValueError
-        return [item.read(entry) for entry in value]
-
-    return Kind(f"a list{'' if count is None else f' of {count}'}, each {item.words}", read)
-
-
-def either(*kinds: Kind) -> Kind:
-    def read(value: Any) -> Any:
-        for kind in kinds:
-            try:
-                return kind.read(value)
-            except ValueError:
-                continue
-        raise ValueError
-
-    return Kind(", or ".join(kind.words for kind in kinds), read)
+LocalPath = Annotated[str, AfterValidator(_local)]
+Side = Annotated[int, Ge(32)]
 
 
 # Rows
 
 
+def as_it_is(value: Any) -> Any:
+    return value
+
+
 def taken(
     key: str,
-    kind: Kind,
-    default: Any,
-    to: str | tuple[str, ...],
-    convert: Callable[[Any], Any] = lambda value: value,
-    note: str = "",
-    impose: bool = True,
+    default: Any = None,
+    to: str = "",
+    convert: Callable[[Any], Any] = as_it_is,
+    *,
+    kind: Any = None,
+    **more: Any,
 ) -> Row:
-    """One key, one value, written to each of our keys."""
-    return Row(key, kind, default, Fate.TAKEN, (to,) if isinstance(to, str) else to, convert, note, impose)
+    """One key, one value; ``to``: our keys, separated by spaces, unless they are called the same."""
+    return Row(key, default, Fate.TAKEN, tuple((to or key).split()), convert, kind, **more)
 
 
-def part(key: str, kind: Kind, default: Any, to: str | tuple[str, ...], note: str = "") -> Row:
+def machine(key: str, default: Any, to: str = "") -> Row:
+    """The same for what belongs to a machine or to taste: TAO's default is not imposed."""
+    return taken(key, default, to, impose=False)
+
+
+def part(key: str, default: Any = None, to: str = "", note: str = "", *, kind: Any = None) -> Row:
     """A key that a rule takes over together with others."""
-    return Row(key, kind, default, Fate.TAKEN, (to,) if isinstance(to, str) else to, None, note)
+    return Row(key, default, Fate.TAKEN, tuple((to or key).split()), None, kind, note)
 
 
 def revived(
-    key: str,
-    kind: Kind,
-    default: Any,
-    to: str | tuple[str, ...],
-    note: str,
-    convert: Callable[[Any], Any] = lambda value: value,
+    key: str, default: Any, to: str, note: str, convert: Callable[[Any], Any] | None = as_it_is, *, kind: Any = None
 ) -> Row:
     """TAO accepts the key and never reads it; we do. Its default is not imposed."""
-    return Row(key, kind, default, Fate.REVIVED, (to,) if isinstance(to, str) else to, convert, note, impose=False)
+    return Row(key, default, Fate.REVIVED, tuple((to or key).split()), convert, kind, note, impose=False)
 
 
-def revived_part(key: str, kind: Kind, default: Any, to: str | tuple[str, ...], note: str) -> Row:
-    return Row(key, kind, default, Fate.REVIVED, (to,) if isinstance(to, str) else to, None, note)
-
-
-def ignored(key: str, kind: Kind, default: Any, note: str) -> Row:
-    return Row(key, kind, default, Fate.IGNORED, note=note)
-
-
-def left_out(key: str, kind: Kind, default: Any, note: str) -> Row:
-    return Row(key, kind, default, Fate.LEFT_OUT, note=note)
-
-
-def same(key: str, kind: Kind, value: Any, advice: str) -> Row:
+def same(key: str, value: Any, advice: str) -> Row:
     """TAO's default is the only value that exists here; ``advice`` for who wants another one."""
-
-    def read(found: Any) -> Any:
-        read_value = kind.read(found)
-        if read_value != value:
-            raise ValueError(f"here it is always {shown(value)}; {advice}")
-        return read_value
-
-    return Row(key, Kind(kind.words, read), value, Fate.SAME, note=advice)
+    return Row(key, value, Fate.SAME, note=advice)

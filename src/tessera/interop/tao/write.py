@@ -10,9 +10,10 @@ from typing import Any
 
 from tessera.files import UserError, write_text
 from tessera.interop.tao.convert import Converted, convert
-from tessera.interop.tao.read import read_files, require_known
+from tessera.interop.tao.read import read_files
 from tessera.interop.tao.table import Fate
 from tessera.spec.layers import OWNED
+from tessera.spec.mistakes import refuse
 from tessera.spec.parts import inline_yaml, parse_yaml, read_mapping, render_yaml
 
 WITH_THE_DATA = ("inference.images", "evaluate.split")
@@ -43,7 +44,7 @@ def import_spec(
             )
     found = read_files(paths, model)
     converted = convert(found)
-    require_known(found, paths)
+    refuse(", ".join(map(str, paths)), found.mistakes)
     if not converted.is_experiment:
         return Import(
             converted, {}, None, _account(converted, paths) + "\n\nnothing written: the file describes no experiment"
