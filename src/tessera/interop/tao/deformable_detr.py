@@ -10,7 +10,7 @@ from annotated_types import Ge
 
 from tessera.files import read_json
 from tessera.interop.tao import shared
-from tessera.interop.tao.shared import NOT_RUN, data_paths
+from tessera.interop.tao.shared import NOT_RUN, Channels, NotNegative, data_paths
 from tessera.interop.tao.table import Fixed, LocalPath, Settings, Side, Table, machine, part, revived, same, taken
 from tessera.structures import told_apart
 
@@ -21,75 +21,46 @@ CALIBRATION = "no INT8 engine is built here"
 SPLITS = {"train_data_sources": "train", "val_data_sources": "val", "test_data_sources": "test"}
 SOURCE = {"images": "image_dir", "annotations": "json_file"}
 Source = dict[str, LocalPath]
-AtLeastTwo = Annotated[int, Ge(2)]
+Sources = list[Source] | Source
+Pictures = dict[str, LocalPath | list[LocalPath]]
 AUGMENTATION = "dataset.augmentation"
 
-LINES = (
+KEYS = (
     *(
-        part(f"dataset.{key}", [], f"dataset.{split}.images dataset.{split}.annotations", kind=list[Source] | Source)
+        part(f"dataset.{key}", [], f"dataset.{split}.{{images,annotations}}", kind=Sources)
         for key, split in SPLITS.items()
     ),
-    part(
-        "dataset.infer_data_sources",
-        {},
-        "inference.images dataset.label_map",
-        "its classmap names the classes everywhere",
-        kind=dict[str, LocalPath | list[LocalPath]],
-    ),
-    taken("dataset.batch_size", 4, "dataset.train.batch_size dataset.val.batch_size dataset.test.batch_size"),
-    machine("dataset.workers", 8, "dataset.train.num_workers dataset.val.num_workers dataset.test.num_workers"),
-    part(
-        "dataset.num_classes",
-        91,
-        "dataset.num_classes dataset.contiguous_id",
-        "the largest id plus 1 there",
-        kind=AtLeastTwo,
-    ),
-    part("dataset.eval_class_ids", None, "evaluate.classes", "ids there, names here", kind=list[int]),
+    part("dataset.infer_data_sources", {}, "inference.images dataset.label_map", kind=Pictures),
+    taken("dataset.batch_size", 4, "dataset.{train,val,test}.batch_size"),
+    machine("dataset.workers", 8, "dataset.{train,val,test}.num_workers"),
+    part("dataset.num_classes", 91, "dataset.{num_classes,contiguous_id}", kind=Annotated[int, Ge(2)]),
+    part("dataset.eval_class_ids", None, "evaluate.classes", kind=list[int]),
     part(f"{AUGMENTATION}.scales", list(range(480, 801, 32)), f"{AUGMENTATION}.train_min_size", kind=list[Side]),
-    taken(
-        f"{AUGMENTATION}.input_mean", [0.485, 0.456, 0.406], "model.pixel_mean", shared.pixels_0_1, kind=shared.Channels
-    ),
-    taken(
-        f"{AUGMENTATION}.input_std", [0.229, 0.224, 0.225], "model.pixel_std", shared.pixels_0_1, kind=shared.Channels
-    ),
+    taken(f"{AUGMENTATION}.input_mean", [0.485, 0.456, 0.406], "model.pixel_mean", shared.pixels_0_1, kind=Channels),
+    taken(f"{AUGMENTATION}.input_std", [0.229, 0.224, 0.225], "model.pixel_std", shared.pixels_0_1, kind=Channels),
     part(f"{AUGMENTATION}.train_random_resize", [400, 500, 600], kind=list[Side]),
     taken(f"{AUGMENTATION}.horizontal_flip_prob", 0.5, f"{AUGMENTATION}.flip"),
     part(f"{AUGMENTATION}.train_random_crop_min", 384, f"{AUGMENTATION}.train_random_crop"),
     part(f"{AUGMENTATION}.train_random_crop_max", 600, f"{AUGMENTATION}.train_random_crop"),
-    taken(
-        f"{AUGMENTATION}.random_resize_max_size", 1333, f"{AUGMENTATION}.train_max_size {AUGMENTATION}.test_max_size"
-    ),
+    taken(f"{AUGMENTATION}.random_resize_max_size", 1333, f"{AUGMENTATION}.{{train,test}}_max_size"),
     taken(f"{AUGMENTATION}.test_random_resize", 800, f"{AUGMENTATION}.test_min_size"),
     part(f"{AUGMENTATION}.fixed_padding", True),
-    part(
-        f"{AUGMENTATION}.fixed_random_crop",
-        None,
-        f"{AUGMENTATION}.train_crop_size {AUGMENTATION}.train_scale",
-        kind=Side,
-    ),
+    part(f"{AUGMENTATION}.fixed_random_crop", None, f"{AUGMENTATION}.{{train_crop_size,train_scale}}", kind=Side),
     part("model.backbone", "resnet_50", "model.backbone.name", kind=Literal[("resnet_50", *GCVIT)]),
     taken("model.pretrained_backbone_path", None, "model.backbone.pretrained", kind=LocalPath),
-    part("model.train_backbone", True, "train.freeze", "false: the backbone is frozen"),
+    part("model.train_backbone", True, "train.freeze"),
     taken("model.dilation", False),
     taken("model.num_queries", 300),
     part("model.num_feature_levels", 4),
-    part(
-        "model.return_interm_indices",
-        [1, 2, 3, 4],
-        "model.strides",
-        "0..3 are the backbone's maps of the strides 4..32; 4 is made by a convolution of stride 2",
-    ),
+    part("model.return_interm_indices", [1, 2, 3, 4], "model.strides"),
     taken("model.with_box_refine", True),
     revived("model.num_select", 300, "postprocess.num_select", f"TAO's code always keeps 100 {NOT_RUN}"),
     taken("model.aux_loss", True, "model.loss.aux_loss"),
     taken("model.hidden_dim", 256),
     taken("model.nheads", 8),
-    taken("model.enc_layers", 6),
-    taken("model.dec_layers", 6),
+    taken("model.{enc,dec}_layers", 6),
     taken("model.dim_feedforward", 1024),
-    taken("model.enc_n_points", 4),
-    taken("model.dec_n_points", 4),
+    taken("model.{enc,dec}_n_points", 4),
     taken("model.dropout_ratio", 0.3, "model.dropout"),
     taken("model.cls_loss_coef", 2.0, "model.loss.class_weight"),
     taken("model.bbox_loss_coef", 5.0, "model.loss.box_weight"),
@@ -98,19 +69,13 @@ LINES = (
     same("model.loss_types", ["labels", "boxes"], "give a loss the weight 0 to leave it out"),
     same("model.backbone_names", ["backbone.0"], "name other modules under train.optim.multipliers"),
     part("model.linear_proj_names", PROJECTIONS, "train.optim.multipliers"),
-    taken("train.pretrained_model_path", None, kind=LocalPath, note=shared.OTHER_WEIGHTS),
-    part(
-        "train.clip_grad_norm",
-        0.1,
-        "train.clip_grad_norm train.clip_grad_type",
-        "0 is no clipping",
-        kind=shared.NotNegative,
-    ),
+    taken("train.pretrained_model_path", None, kind=LocalPath),
+    part("train.clip_grad_norm", 0.1, "train.clip_grad_{norm,type}", kind=NotNegative),
     taken("train.precision", "fp32", kind=Literal["fp32", "fp16"]),
     machine("train.activation_checkpoint", True),
     taken("train.optim.optimizer", "AdamW", "train.optim.type", kind=Literal["AdamW", "SGD"]),
     taken("train.optim.lr", 2e-4),
-    part("train.optim.lr_backbone", 2e-5, "train.optim.backbone_multiplier", "a rate there, a factor on lr here"),
+    part("train.optim.lr_backbone", 2e-5, "train.optim.backbone_multiplier"),
     part("train.optim.lr_linear_proj_mult", 0.1, "train.optim.multipliers"),
     taken("train.optim.weight_decay", 1e-4),
     taken("train.optim.lr_scheduler", "MultiStep", kind=Literal["MultiStep", "StepLR"]),
@@ -118,21 +83,25 @@ LINES = (
     machine("train.optim.lr_step_size", 40, "train.optim.step_size"),
     taken("train.optim.lr_decay", 0.1, "train.optim.gamma"),
     taken("evaluate.conf_threshold", 0.0, "postprocess.conf_threshold"),
-    taken(
-        "inference.conf_threshold",
-        0.5,
-        "inference.score_threshold",
-        note="what is drawn and written as KITTI labels",
-    ),
-    part(
-        "inference.color_map",
-        {},
-        note="names of colours there, [red, green, blue] here",
-        kind=dict[str, str],
-    ),
+    taken("inference.conf_threshold", 0.5, "inference.score_threshold"),
+    part("inference.color_map", {}, kind=dict[str, str]),
     taken("inference.outline_width", 3),
     *shared.common(epochs=10, seed=1234, gpus=1, width=640, height=640),
 )
+
+NOTES = {
+    **shared.NOTES,
+    "its classmap names the classes everywhere": "dataset.infer_data_sources",
+    "the largest id plus 1 there": "dataset.num_classes",
+    "ids there, names here": "dataset.eval_class_ids",
+    "false: the backbone is frozen": "model.train_backbone",
+    "0..3 are the backbone's maps of the strides 4..32; 4 is made by a convolution of stride 2": "model.return_interm_indices",
+    shared.OTHER_WEIGHTS: "train.pretrained_model_path",
+    "0 is no clipping": "train.clip_grad_norm",
+    "a rate there, a factor on lr here": "train.optim.lr_backbone",
+    "what is drawn and written as KITTI labels": "inference.conf_threshold",
+    "names of colours there, [red, green, blue] here": "inference.color_map",
+}
 
 LEFT_OUT = {
     **shared.LEFT_OUT,
@@ -335,9 +304,10 @@ RULES = (
 
 TABLE = Table(
     "deformable_detr",
-    LINES,
+    KEYS,
     LEFT_OUT,
     IGNORED,
+    NOTES,
     RULES,
     fixed=(
         Fixed("train.optim.warmup_iters", 0, "TAO has no key for it"),

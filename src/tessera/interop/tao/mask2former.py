@@ -6,83 +6,49 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from tessera.interop.tao import shared
-from tessera.interop.tao.shared import NOT_RUN, data_paths
-from tessera.interop.tao.table import Fixed, LocalPath, Row, Settings, Side, Table, machine, part, revived, taken
+from tessera.interop.tao.shared import NOT_RUN, Channels, NotNegative, data_paths
+from tessera.interop.tao.table import Fixed, LocalPath, Settings, Side, Table, machine, part, revived, taken
 
 TYPES = {"ade": "mask_pairs", "coco": "coco", "coco_panoptic": "coco_panoptic"}
 SPLITS = ("train", "val", "test")
 SOURCES = {"panoptic_json": "coco_panoptic", "instance_json": "coco", "annot_file": "ade"}
 """A split's key that holds annotations -> the type that they can only have."""
+SPLIT = "dataset.{train,val,test}"
 HEAD = "model.mask_former"
+SWIN = ("tiny", "small", "base", "large", "huge")
+EFFICIENTVIT = ("b0", "b1", "b2", "b3", "l0", "l1", "l2", "l3")
 DEAD = f"TAO's loss always uses whole masks {NOT_RUN}; here the loss is made from sampled points, as published"
 
 
-def _split(name: str) -> tuple[Row, ...]:
-    key, test = f"dataset.{name}", name == "test"
-    images = f"{key}.images"
-    return (
-        part(f"{key}.type", "ade", "dataset.type", kind=Literal["ade", "coco", "coco_panoptic"]),
-        part(
-            f"{key}.img_dir",
-            "",
-            f"{images} inference.images" if test else images,
-            "a test folder without annotations: inference.images" if test else "",
-            kind=LocalPath,
-        ),
-        part(f"{key}.root_dir", "", images, kind=LocalPath),
-        *(part(f"{key}.{source}", "", f"{key}.annotations", kind=LocalPath) for source in reversed(SOURCES)),
-        part(f"{key}.panoptic_dir", "", f"{key}.panoptic", kind=LocalPath),
-        taken(f"{key}.batch_size", 1),
-        machine(f"{key}.num_workers", 1),
-        taken(
-            f"{key}.target_size",
-            [],
-            "",
-            shared.height_width,
-            kind=list[Side],
-            note="[width, height] there, [height, width] here",
-        ),
-    )
-
-
-LINES = (
-    part(
-        "dataset.type",
-        None,
-        note="the older form: of all splits",
-        kind=Literal["ade", "coco", "coco_panoptic"],
-    ),
-    *(row for name in SPLITS for row in _split(name)),
-    taken("dataset.pixel_mean", [0.485, 0.456, 0.406], "model.pixel_mean", shared.pixels_0_1, kind=shared.Channels),
-    taken("dataset.pixel_std", [0.229, 0.224, 0.225], "model.pixel_std", shared.pixels_0_1, kind=shared.Channels),
+KEYS = (
+    part("dataset.{type,train.type,val.type,test.type}", "ade", "dataset.type", kind=Literal[tuple(TYPES)]),
+    part("dataset.{train,val}.img_dir", "", "dataset.{train,val}.images", kind=LocalPath),
+    part("dataset.test.img_dir", "", "dataset.test.images inference.images", kind=LocalPath),
+    part(f"{SPLIT}.root_dir", "", f"{SPLIT}.images", kind=LocalPath),
+    *(part(f"{SPLIT}.{source}", "", f"{SPLIT}.annotations", kind=LocalPath) for source in reversed(SOURCES)),
+    part(f"{SPLIT}.panoptic_dir", "", f"{SPLIT}.panoptic", kind=LocalPath),
+    taken(f"{SPLIT}.batch_size", 1),
+    machine(f"{SPLIT}.num_workers", 1),
+    taken(f"{SPLIT}.target_size", [], "", shared.height_width, kind=list[Side]),
+    taken("dataset.pixel_mean", [0.485, 0.456, 0.406], "model.pixel_mean", shared.pixels_0_1, kind=Channels),
+    taken("dataset.pixel_std", [0.229, 0.224, 0.225], "model.pixel_std", shared.pixels_0_1, kind=Channels),
     part("dataset.augmentation.train_min_size", [640], kind=list[Side]),
     taken("dataset.augmentation.train_max_size", 2560),
     taken("dataset.augmentation.train_crop_size", [640, 640]),
-    taken("dataset.augmentation.test_min_size", 640),
-    taken("dataset.augmentation.test_max_size", 640),
+    taken("dataset.augmentation.{test_min_size,test_max_size}", 640),
     part("model.mode", "panoptic", kind=Literal["panoptic", "instance", "semantic"]),
     part("model.backbone.type", "swin", "model.backbone.name", kind=Literal["swin", "efficientvit"]),
     taken("model.backbone.pretrained_weights", None, "model.backbone.pretrained", kind=LocalPath),
-    part(
-        "model.backbone.swin.type",
-        "tiny",
-        "model.backbone.name",
-        kind=Literal["tiny", "small", "base", "large", "huge"],
-    ),
-    part(
-        "model.backbone.efficientvit.name",
-        "l0",
-        "model.backbone.name",
-        kind=Literal["b0", "b1", "b2", "b3", "l0", "l1", "l2", "l3"],
-    ),
-    taken(f"{HEAD}.nheads", 8, "model.decoder.nheads model.pixel_decoder.nheads"),
+    part("model.backbone.swin.type", "tiny", "model.backbone.name", kind=Literal[SWIN]),
+    part("model.backbone.efficientvit.name", "l0", "model.backbone.name", kind=Literal[EFFICIENTVIT]),
+    taken(f"{HEAD}.nheads", 8, "model.{decoder,pixel_decoder}.nheads"),
     taken(f"{HEAD}.dim_feedforward", 2048, "model.decoder.dim_feedforward"),
-    taken(f"{HEAD}.dropout", 0.0, "model.decoder.dropout model.pixel_decoder.dropout"),
+    taken(f"{HEAD}.dropout", 0.0, "model.{decoder,pixel_decoder}.dropout"),
     revived(f"{HEAD}.train_num_points", 12544, "model.loss.train_num_points", DEAD),
     revived(f"{HEAD}.oversample_ratio", 3.0, "model.loss.oversample_ratio", DEAD),
     revived(f"{HEAD}.importance_sample_ratio", 0.75, "model.loss.importance_sample_ratio", DEAD),
-    taken("train.pretrained_model_path", None, kind=LocalPath, note=shared.OTHER_WEIGHTS),
-    part("train.clip_grad_norm", 0.1, note="0 is no clipping: clip_grad_type none", kind=shared.NotNegative),
+    taken("train.pretrained_model_path", None, kind=LocalPath),
+    part("train.clip_grad_norm", 0.1, kind=NotNegative),
     taken("train.clip_grad_norm_type", 2.0),
     part("train.clip_grad_type", "full", kind=Literal["full"]),
     taken("train.precision", "fp32", kind=Literal["fp32", "fp16"]),
@@ -90,9 +56,19 @@ LINES = (
     taken("train.optim.lr_scheduler", "MultiStep", "", shared.scheduler, kind=Literal["MultiStep", "Warmuppoly"]),
     taken("train.optim.milestones", [88, 96]),
     taken("train.optim.gamma", 0.1),
-    *shared.masked(HEAD, "model", queries=100, classes=200, lr=2e-4, contiguous=False),
+    *shared.masked(HEAD, "model", queries=100, classes=200, lr=2e-4, contiguous=False, window=7),
     *shared.common(epochs=10, seed=1234, gpus=1, width=960, height=544),
 )
+
+NOTES = {
+    **shared.NOTES,
+    "one width for all": f"model.sem_seg_head.mask_dim {HEAD}.hidden_dim",
+    "the older form: of all splits": "dataset.type",
+    "a test folder without annotations: inference.images": "dataset.test.img_dir",
+    "[width, height] there, [height, width] here": f"{SPLIT}.target_size",
+    shared.OTHER_WEIGHTS: "train.pretrained_model_path",
+    "0 is no clipping: clip_grad_type none": "train.clip_grad_norm",
+}
 
 LEFT_OUT = {
     **shared.MASKED_LEFT_OUT,
@@ -210,9 +186,10 @@ RULES = (
 
 TABLE = Table(
     "mask2former",
-    LINES,
+    KEYS,
     LEFT_OUT,
     IGNORED,
+    NOTES,
     RULES,
     fixed=(
         Fixed("dataset.augmentation.train_scale", None, "TAO draws from train_min_size"),

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from tessera.interop.tao import shared
-from tessera.interop.tao.shared import NOT_RUN, data_paths
-from tessera.interop.tao.table import Fixed, LocalPath, Row, Settings, Table, machine, part, revived, same, taken
+from tessera.interop.tao.shared import NOT_RUN, Channels, NotNegative, data_paths
+from tessera.interop.tao.table import Fixed, LocalPath, Settings, Table, machine, part, revived, same, taken
 from tessera.spec.networks import SWIN_SIZES
 
+SPLIT = "dataset.{train,val,test}"
+SWIN = "model.backbone.swin"
 HEAD = "model.one_former"
 SPLITS = ("train", "val", "test")
 SOURCES = ("images", "annotations", "panoptic")
@@ -19,99 +21,48 @@ LARGE = SWIN_SIZES["swin_large"]._asdict()
 MISPLACED = f"TAO looks for it in the wrong section, so that neither schedule nor clipping is ever applied {NOT_RUN}"
 NEVER_READ = f"TAO never reads it {NOT_RUN}"
 ALL_TASKS = "one evaluation asks the network for all three tasks"
-RARELY_PANOPTIC = "TAO's default shows the panoptic task to one image in a hundred; the published third is kept unless the file has the key"
-IN_0_255 = "images are 0..255 there and 0..1 here"
+NO_OTHER_BACKBONE = (
+    "RADIO and DiNAT do not exist here; take a Swin, or any pyramid of timm's by a file in config/backbones"
+)
 PRECISIONS = {
     **dict.fromkeys((32, "32-true", "fp32"), "fp32"),
     **dict.fromkeys((16, "16-mixed", "fp16"), "fp16"),
     **dict.fromkeys(("bf16", "bf16-mixed"), "bf16"),
 }
 
+Scheduler = Literal["MultiStep", "Warmuppoly"]
+ClipType = Literal["full_model", "value"]
 
-def _split(name: str) -> tuple[Row, ...]:
-    key = f"dataset.{name}"
-    return (
-        *(part(f"{key}.{leaf}", "", kind=LocalPath | list[LocalPath]) for leaf in SOURCES),
-        taken(f"{key}.batch_size", 1),
-        machine(f"{key}.num_workers", 1),
-    )
-
-
-LINES = (
-    *(row for name in SPLITS for row in _split(name)),
-    taken(
-        "dataset.pixel_mean",
-        [123.675, 116.28, 103.53],
-        "model.pixel_mean",
-        shared.pixels_0_255,
-        kind=shared.Channels,
-        note=IN_0_255,
-    ),
-    taken(
-        "dataset.pixel_std",
-        [58.395, 57.12, 57.375],
-        "model.pixel_std",
-        shared.pixels_0_255,
-        kind=shared.Channels,
-        note=IN_0_255,
-    ),
-    *(
-        taken(
-            f"dataset.task_prob_train.{task}",
-            share,
-            f"model.task_probability.{task}",
-            note=RARELY_PANOPTIC,
-            impose=False,
-        )
-        for task, share in (("semantic", 0.33), ("instance", 0.66), ("panoptic", 0.01))
-    ),
+KEYS = (
+    part(f"{SPLIT}.{{images,annotations,panoptic}}", "", kind=LocalPath | list[LocalPath]),
+    taken(f"{SPLIT}.batch_size", 1),
+    machine(f"{SPLIT}.num_workers", 1),
+    taken("dataset.pixel_mean", [123.675, 116.28, 103.53], "model.pixel_mean", shared.pixels_0_255, kind=Channels),
+    taken("dataset.pixel_std", [58.395, 57.12, 57.375], "model.pixel_std", shared.pixels_0_255, kind=Channels),
+    machine("dataset.task_prob_train.semantic", 0.33, "model.task_probability.semantic"),
+    machine("dataset.task_prob_train.instance", 0.66, "model.task_probability.instance"),
+    machine("dataset.task_prob_train.panoptic", 0.01, "model.task_probability.panoptic"),
     taken("dataset.task_seq_len", 77, "model.task_length"),
     part("dataset.max_seq_len", 77, "model.text.context_length"),
-    part(
-        "dataset.image_size",
-        1024,
-        "dataset.val.target_size dataset.test.target_size",
-        "TAO stretches validation images to this square",
-    ),
+    part("dataset.image_size", 1024, "dataset.{val,test}.target_size"),
     part("dataset.min_scale", 0.1, "dataset.augmentation.train_scale"),
     part("dataset.max_scale", 2.0, "dataset.augmentation.train_scale"),
     taken("dataset.augmentation.train_crop_size", [1024, 1024]),
     taken("dataset.augmentation.test_min_size", 800),
     taken("dataset.augmentation.test_max_size", 1333),
-    same(
-        "model.backbone.name",
-        "D2SwinTransformer",
-        "RADIO and DiNAT do not exist here; take a Swin, or any pyramid of timm's by a file in config/backbones",
-    ),
+    same("model.backbone.name", "D2SwinTransformer", NO_OTHER_BACKBONE),
     same("model.backbone.freeze_at", 0, "name the stages under train.freeze, such as backbone"),
-    *(
-        part(
-            f"model.backbone.swin.{key}",
-            LARGE[key],
-            f"model.backbone.name model.backbone.swin.{key}",
-            "published sizes are told by the name",
-        )
-        for key in SIZES
-    ),
+    *(part(f"{SWIN}.{key}", LARGE[key], f"model.backbone.name {SWIN}.{key}") for key in SIZES),
     same("model.sem_seg_head.name", "OneFormerHead", "there is one head"),
-    same(
-        "model.sem_seg_head.ignore_value",
-        255,
-        "ignored pixels are always 255; dataset.ignore_id names one more value",
-    ),
+    same("model.sem_seg_head.ignore_value", 255, "it is always 255; dataset.ignore_id names one more value"),
     same("model.sem_seg_head.loss_weight", 1.0, "give the factor to class_weight, mask_weight and dice_weight"),
     same("model.sem_seg_head.in_features", shared.THREE_MAPS, "the pixel decoder reads the strides 8, 16 and 32"),
     same("model.sem_seg_head.pixel_decoder_name", "MSDeformAttnPixelDecoder", "there is one pixel decoder"),
-    taken(f"{HEAD}.nheads", 8, "model.decoder.nheads model.class_decoder.nheads model.pixel_decoder.nheads"),
-    taken(f"{HEAD}.dim_feedforward", 2048, "model.decoder.dim_feedforward model.class_decoder.dim_feedforward"),
+    taken(f"{HEAD}.nheads", 8, "model.{decoder,class_decoder,pixel_decoder}.nheads"),
+    taken(f"{HEAD}.dim_feedforward", 2048, "model.{decoder,class_decoder}.dim_feedforward"),
     same(f"{HEAD}.enc_layers", 0, "the class transformer has decoder layers only"),
     taken(f"{HEAD}.class_dec_layers", 2, "model.class_decoder.layers"),
-    taken(
-        f"{HEAD}.dropout",
-        0.1,
-        "model.class_decoder.dropout model.pixel_decoder.dropout",
-        note="the masked decoder has none, as published",
-    ),
+    taken(f"{HEAD}.dropout", 0.1, "model.{class_decoder,pixel_decoder}.dropout"),
     same(f"{HEAD}.enforce_input_proj", False, "the maps have the decoder's width already"),
     taken(f"{HEAD}.use_task_norm", True, "model.use_task_norm"),
     same(f"{HEAD}.size_divisibility", 32, "images are padded to multiples of 32"),
@@ -129,59 +80,41 @@ LINES = (
     taken("model.text_encoder.num_layers", 6, "model.text.layers"),
     taken("model.text_encoder.n_ctx", 16, "model.text.num_context"),
     taken("model.text_encoder.proj_num_layers", 2, "model.text.projection_layers"),
-    taken("train.pretrained_model", None, "train.pretrained_model_path", kind=LocalPath, note=shared.OTHER_WEIGHTS),
+    taken("train.pretrained_model", None, "train.pretrained_model_path", kind=LocalPath),
     taken("train.pretrained_backbone", None, "model.backbone.pretrained", kind=LocalPath),
-    revived(
-        "train.clip_grad_norm",
-        0.1,
-        "train.clip_grad_norm train.clip_grad_type",
-        MISPLACED,
-        None,
-        kind=shared.NotNegative,
-    ),
+    revived("train.clip_grad_norm", 0.1, "train.clip_grad_{norm,type}", MISPLACED, None, kind=NotNegative),
     revived("train.clip_grad_norm_type", 2.0, "", MISPLACED, None),
     revived("train.clip_grad_type", "full", "", MISPLACED, None, kind=Literal["full"]),
     revived("train.clip_gradients.enabled", True, "train.clip_grad_type", MISPLACED, None),
-    revived(
-        "train.clip_gradients.clip_type",
-        "full_model",
-        "train.clip_grad_type",
-        MISPLACED,
-        None,
-        kind=Literal["full_model", "value"],
-    ),
+    revived("train.clip_gradients.clip_type", "full_model", "train.clip_grad_type", MISPLACED, None, kind=ClipType),
     revived("train.clip_gradients.clip_value", 1.0, "train.clip_grad_norm", MISPLACED, None),
     revived("train.clip_gradients.norm_type", 2.0, "train.clip_grad_norm_type", MISPLACED, None),
-    taken(
-        "train.precision",
-        "fp32",
-        "",
-        PRECISIONS.__getitem__,
-        kind=Literal[tuple(PRECISIONS)],
-        note=f"TAO hands it to Lightning as it is, which refuses the documented fp16 and fp32 {NOT_RUN}",
-    ),
-    revived(
-        "train.optim.lr_scheduler",
-        "Warmuppoly",
-        "",
-        MISPLACED,
-        shared.scheduler,
-        kind=Literal["MultiStep", "Warmuppoly"],
-    ),
+    taken("train.precision", "fp32", "", PRECISIONS.__getitem__, kind=Literal[tuple(PRECISIONS)]),
+    revived("train.optim.lr_scheduler", "Warmuppoly", "", MISPLACED, shared.scheduler, kind=Scheduler),
     revived("train.optim.warmup_iters", 1000, "", MISPLACED),
     revived("train.optim.warmup_factor", 0.001, "", MISPLACED),
     revived("train.optim.milestones", [88, 96], "", MISPLACED),
     revived("train.optim.gamma", 0.1, "", MISPLACED),
     part("inference.images_dir", "", "inference.images", kind=LocalPath),
-    taken(
-        "export.task",
-        "semantic",
-        note="the graph then does this task alone; without export.task in the written file the task is an input of the graph",
-        impose=False,
-    ),
-    *shared.masked(HEAD, "model.test", queries=150, classes=133, lr=1e-5, contiguous=True),
+    machine("export.task", "semantic"),
+    *shared.masked(HEAD, "model.test", queries=150, classes=133, lr=1e-5, contiguous=True, window=12),
     *shared.common(epochs=50, seed=123, gpus=8, width=640, height=640),
 )
+
+NOTES = {
+    **shared.NOTES,
+    "one width for all": f"model.sem_seg_head.mask_dim {HEAD}.hidden_dim",
+    "images are 0..255 there and 0..1 here": "dataset.{pixel_mean,pixel_std}",
+    "TAO's default shows the panoptic task to one image in a hundred; the published third is kept unless the file has the key": (
+        "dataset.task_prob_train.{semantic,instance,panoptic}"
+    ),
+    "TAO stretches validation images to this square": "dataset.image_size",
+    "published sizes are told by the name": "model.backbone.swin.{embed_dim,depths,num_heads}",
+    "the masked decoder has none, as published": f"{HEAD}.dropout",
+    shared.OTHER_WEIGHTS: "train.pretrained_model",
+    f"TAO hands it to Lightning as it is, which refuses the documented fp16 and fp32 {NOT_RUN}": "train.precision",
+    "the graph then does this task alone; without export.task in the written file the task is an input of the graph": "export.task",
+}
 
 LEFT_OUT = {
     **shared.MASKED_LEFT_OUT,
@@ -305,9 +238,10 @@ RULES = (
 
 TABLE = Table(
     "oneformer",
-    LINES,
+    KEYS,
     LEFT_OUT,
     IGNORED,
+    NOTES,
     RULES,
     fixed=(
         Fixed("model.mode", "panoptic", "one training serves all three tasks"),

@@ -16,6 +16,7 @@ from tessera.interop.tao.table import DataPath, Fate, LocalPath, Row, Rule, Sett
 from tessera.spec.networks import SWIN_SIZES
 
 Channels = Annotated[list[float], MinLen(3), MaxLen(3)]
+Precision = Literal["FP32", "FP16", "fp32", "fp16"]
 NotNegative = Annotated[float, Ge(0)]
 
 NOT_RUN = "(read from its source, not run)"
@@ -27,6 +28,7 @@ ITERS_PER_EPOCH = f"TAO measures the learning-rate curve by it {NOT_RUN}; here t
 MONITOR = f"no scheduler that TAO has reads it {NOT_RUN}"
 QUANTIZE = "the precision of a graph is asked for by file name, not by a key"
 TENSORRT_PRECISION = "no key: ask for a file by its precision, as in `tessera engine --precision fp16`"
+DRY_RUN = "for a trial run give train.num_epochs=1 train.iters_per_epoch=1 and --out FOLDER to `tessera train`"
 PUBLISHED_SWIN = "timm's and the published Swin have no other"
 THREE_MAPS = ["res3", "res4", "res5"]
 
@@ -100,73 +102,61 @@ def one_less(value: int) -> int:
 
 def common(epochs: int, seed: int, gpus: int, width: int, height: int) -> tuple[Row, ...]:
     """Keys of all three models; the arguments are the model's own defaults."""
+    engine = "gen_trt_engine.tensorrt"
     return (
         part("train.num_gpus", gpus),
         part("train.gpu_ids", [0]),
-        machine("train.num_nodes", 1),
-        part("train.seed", seed, "seed", "listed under `seeds` in config/config.yaml"),
+        machine("train.{num_nodes,checkpoint_interval}", 1),
+        part("train.seed", seed, "seed"),
         taken("train.num_epochs", epochs),
-        machine("train.checkpoint_interval", 1),
         machine("train.checkpoint_interval_unit", "epoch"),
         taken("train.validation_interval", 1),
         part("train.freeze", [], kind=list[str]),
-        same(
-            "train.is_dry_run",
-            False,
-            "for a trial run give train.num_epochs=1 train.iters_per_epoch=1 and --out FOLDER to `tessera train`",
-        ),
+        same("train.is_dry_run", False, DRY_RUN),
         machine("train.distributed_strategy", "ddp"),
         machine("train.optim.momentum", 0.9),
-        taken(
-            "export.on_cpu",
-            False,
-            note="false: a graph that only TensorRT runs, where TAO's documents have true as the default and its source false",
-            impose=False,
-        ),
+        machine("export.on_cpu", False),
         same("export.input_channel", 3, "images are RGB"),
         taken("export.input_width", width, "", to_multiple_of_32, kind=Side),
         taken("export.input_height", height, "", to_multiple_of_32, kind=Side),
-        taken("export.opset_version", 17, "", opset, note="18 at least"),
+        taken("export.opset_version", 17, "", opset),
         taken("export.batch_size", -1, "", free_batch),
         same("export.format", "onnx", "no other format is written"),
         taken("gen_trt_engine.timing_cache", None, "engine.timing_cache", kind=LocalPath),
         machine("gen_trt_engine.verbose", False, "engine.verbose"),
-        taken("gen_trt_engine.tensorrt.workspace_size", 1024, "engine.workspace_size"),
-        taken("gen_trt_engine.tensorrt.min_batch_size", 1, "engine.min_batch_size"),
-        taken("gen_trt_engine.tensorrt.opt_batch_size", 1, "engine.opt_batch_size"),
-        taken("gen_trt_engine.tensorrt.max_batch_size", 1, "engine.max_batch_size"),
-        same(
-            "gen_trt_engine.tensorrt.layers_precision",
-            [],
-            "which operators stay in fp32 is said by precision.fp16_keep",
-        ),
+        taken(f"{engine}.workspace_size", 1024, "engine.workspace_size"),
+        taken(f"{engine}.{{min,opt,max}}_batch_size", 1, "engine.{min,opt,max}_batch_size"),
+        same(f"{engine}.layers_precision", [], "which operators stay in fp32 is said by precision.fp16_keep"),
     )
 
 
-def masked(head: str, test: str, queries: int, classes: int, lr: float, contiguous: bool) -> tuple[Row, ...]:
+NOTES = {
+    "listed under `seeds` in config/config.yaml": "train.seed",
+    "false: a graph that only TensorRT runs, where TAO's documents have true as the default and its source false": "export.on_cpu",
+    "18 at least": "export.opset_version",
+}
+
+
+def masked(
+    head: str, test: str, queries: int, classes: int, lr: float, contiguous: bool, window: int
+) -> tuple[Row, ...]:
     """Keys of Mask2Former and OneFormer; ``head`` and ``test`` begin the names of their sections."""
+    swin, encoder = "model.backbone.swin", "model.sem_seg_head"
     return (
-        part("dataset.contiguous_id", contiguous, "dataset.contiguous_id dataset.num_classes"),
+        part("dataset.contiguous_id", contiguous, "dataset.{contiguous_id,num_classes}"),
         part("dataset.label_map", "", kind=LocalPath),
-        taken("model.sem_seg_head.transformer_enc_layers", 6, "model.pixel_decoder.layers"),
-        part("model.sem_seg_head.convs_dim", 256, "model.pixel_decoder.hidden_dim"),
-        part("model.sem_seg_head.mask_dim", 256, "model.pixel_decoder.hidden_dim", "one width for all"),
-        part("model.sem_seg_head.num_classes", classes, "dataset.num_classes"),
-        same("model.sem_seg_head.common_stride", 4, "masks are predicted at a quarter of the image"),
-        same(
-            "model.sem_seg_head.deformable_transformer_encoder_in_features",
-            THREE_MAPS,
-            "the pixel decoder reads the strides 8, 16 and 32",
-        ),
-        same("model.sem_seg_head.norm", "GN", "no other norm is built"),
+        taken(f"{encoder}.transformer_enc_layers", 6, "model.pixel_decoder.layers"),
+        part(f"{encoder}.{{convs_dim,mask_dim}} {head}.hidden_dim", 256, "model.pixel_decoder.hidden_dim"),
+        part(f"{encoder}.num_classes", classes, "dataset.num_classes"),
+        same(f"{encoder}.common_stride", 4, "masks are predicted at a quarter of the image"),
+        same(f"{encoder}.deformable_transformer_encoder_in_features", THREE_MAPS, "it reads the strides 8, 16 and 32"),
+        same(f"{encoder}.norm", "GN", "no other norm is built"),
         taken(f"{head}.num_object_queries", queries, "model.decoder.num_object_queries"),
-        part(f"{head}.hidden_dim", 256, "model.pixel_decoder.hidden_dim", "one width for all"),
         taken(f"{head}.dec_layers", 10, "model.decoder.layers", one_less),
         taken(f"{head}.pre_norm", False, "model.decoder.pre_norm"),
         taken(f"{head}.deep_supervision", True, "model.loss.deep_supervision"),
         taken(f"{head}.class_weight", 2.0, "model.loss.class_weight"),
-        taken(f"{head}.mask_weight", 5.0, "model.loss.mask_weight"),
-        taken(f"{head}.dice_weight", 5.0, "model.loss.dice_weight"),
+        taken(f"{head}.{{mask,dice}}_weight", 5.0, "model.loss.{mask,dice}_weight"),
         taken(f"{head}.no_object_weight", 0.1, "model.loss.no_object_weight"),
         taken(f"{test}.object_mask_threshold", 0.4, "postprocess.object_mask_threshold"),
         taken(f"{test}.overlap_threshold", 0.5, "postprocess.overlap_threshold"),
@@ -175,34 +165,17 @@ def masked(head: str, test: str, queries: int, classes: int, lr: float, contiguo
         taken("train.optim.lr", lr),
         taken("train.optim.backbone_multiplier", 0.1),
         taken("train.optim.weight_decay", 0.05),
-        part(
-            "model.backbone.swin.window_size",
-            7 if head == "model.mask_former" else 12,
-            "model.backbone.name model.backbone.swin.window_size",
-        ),
-        part("model.backbone.swin.drop_path_rate", 0.3, "model.backbone.drop_path_rate"),
-        Row(
-            "gen_trt_engine.tensorrt.data_type",
-            None,
-            Fate.LEFT_OUT,
-            kind=Literal["FP32", "FP16", "fp32", "fp16"],
-            note=TENSORRT_PRECISION,
-        ),
-        *(
-            same(f"model.backbone.swin.{key}", value, advice)
-            for key, value, advice in (
-                ("patch_size", 4, PUBLISHED_SWIN),
-                ("mlp_ratio", 4.0, PUBLISHED_SWIN),
-                ("qkv_bias", True, PUBLISHED_SWIN),
-                ("qk_scale", None, PUBLISHED_SWIN),
-                ("patch_norm", True, PUBLISHED_SWIN),
-                ("drop_rate", 0.0, "the published recipes use drop_path_rate alone"),
-                ("attn_drop_rate", 0.0, "the published recipes use drop_path_rate alone"),
-                ("ape", False, "positions are relative, so that any image size works"),
-                ("out_indices", [0, 1, 2, 3], "all four maps are used"),
-                ("out_features", ["res2", *THREE_MAPS], "all four maps are used"),
-            )
-        ),
+        part(f"{swin}.window_size", window, f"model.backbone.name {swin}.window_size"),
+        part(f"{swin}.drop_path_rate", 0.3, "model.backbone.drop_path_rate"),
+        same(f"{swin}.patch_size", 4, PUBLISHED_SWIN),
+        same(f"{swin}.mlp_ratio", 4.0, PUBLISHED_SWIN),
+        same(f"{swin}.{{qkv_bias,patch_norm}}", True, PUBLISHED_SWIN),
+        same(f"{swin}.qk_scale", None, PUBLISHED_SWIN),
+        same(f"{swin}.{{drop_rate,attn_drop_rate}}", 0.0, "the published recipes use drop_path_rate alone"),
+        same(f"{swin}.ape", False, "positions are relative, so that any image size works"),
+        same(f"{swin}.out_indices", [0, 1, 2, 3], "all four maps are used"),
+        same(f"{swin}.out_features", ["res2", *THREE_MAPS], "all four maps are used"),
+        Row("gen_trt_engine.tensorrt.data_type", None, Fate.LEFT_OUT, kind=Precision, note=TENSORRT_PRECISION),
     )
 
 

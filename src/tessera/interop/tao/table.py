@@ -10,7 +10,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Annotated, Any
 
 from annotated_types import Ge
@@ -32,6 +32,9 @@ class Fate(enum.Enum):
     OPEN = "not said in the file (??? or null)"
 
 
+Converter = Callable[[Any], Any]
+
+
 @dataclass(frozen=True)
 class Row:
     """One key of TAO's schema."""
@@ -43,7 +46,7 @@ class Row:
     fate: Fate
     to: tuple[str, ...] = ()
     """Our keys that the value goes to, alone or together with other keys."""
-    convert: Callable[[Any], Any] | None = None
+    convert: Converter | None = None
     """From TAO's value to ours; ValueError with advice refuses the value. None: one of the table's rules does it."""
     kind: Any = None
     """Its type, where neither our key nor the default has it."""
@@ -102,30 +105,39 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Table:
+    """Wherever keys are listed, ``a.{b,c}`` stands for ``a.b`` and ``a.c``, and spaces separate them."""
+
     family: str
-    lines: tuple[Row, ...]
+    read_keys: InitVar[tuple[Row, ...]]
     left_out: Mapping[str, str]
-    """Why nothing promised depends on keys -> the keys, separated by spaces; ``a.{b,c}`` is two of them."""
+    """Why nothing promised depends on keys -> the keys."""
     ignored: Mapping[str, str]
     """Why TAO itself does nothing with keys -> the keys."""
+    notes: Mapping[str, str]
+    """What the report says of keys that are taken over -> the keys."""
     rules: tuple[Rule, ...]
     fixed: tuple[Fixed, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
     """Keys that TAO's documents name otherwise than its source -> the source's."""
     absent: Mapping[str, str] = field(default_factory=dict)
     """Keys that only the documents have -> advice."""
-    rows: dict[str, Row] = field(init=False)
+    rows: dict[str, Row] = field(init=False, default_factory=dict)
     """By key."""
 
-    def __post_init__(self) -> None:
-        lists = ((Fate.LEFT_OUT, self.left_out), (Fate.IGNORED, self.ignored))
-        unread = [
-            Row(key, None, fate, note=reason)
-            for fate, reasons in lists
-            for reason, keys in reasons.items()
-            for key in expand(keys)
-        ]
-        object.__setattr__(self, "rows", {row.key: row for row in (*self.lines, *unread)})
+    def __post_init__(self, read_keys: tuple[Row, ...]) -> None:
+        unread = ((Fate.LEFT_OUT, self.left_out), (Fate.IGNORED, self.ignored))
+        listed = [Row(keys, None, fate, note=note) for fate, reasons in unread for note, keys in reasons.items()]
+        notes = {key: note for note, keys in self.notes.items() for key in expand(keys)}
+        for row in (*read_keys, *listed):
+            for key, to in zip(expand(row.key), _targets(row), strict=True):
+                assert key not in self.rows, key
+                self.rows[key] = replace(row, key=key, to=to, note=notes.pop(key, row.note))
+        assert not notes, notes
+
+    @property
+    def lines(self) -> list[Row]:
+        """Of the keys that go into ours."""
+        return [row for row in self.rows.values() if row.to]
 
     def read(self, row: Row, value: Any) -> Any:
         """``value`` in the type of the key. Raises ValueError saying what is expected."""
@@ -147,6 +159,15 @@ def expand(text: str) -> list[str]:
     """``a.{b,c} d`` to ``a.b``, ``a.c`` and ``d``."""
     pieces = [[piece.split(",") for piece in re.split(r"\{(.*?)\}", word)] for word in text.split()]
     return ["".join(choice) for word in pieces for choice in itertools.product(*word)]
+
+
+def _targets(row: Row) -> list[tuple[str, ...]]:
+    """Our keys of each of the row's: the one of the same place in the list where both lists have several, else all."""
+    keys = expand(row.key)
+    if row.fate not in (Fate.TAKEN, Fate.REVIVED):
+        return [()] * len(keys)
+    targets = [key for text in row.to for key in expand(text)]
+    return [(key,) for key in targets or keys] if len(targets) in (0, len(keys)) else [tuple(targets)] * len(keys)
 
 
 def _type_of(default: Any) -> Any:
@@ -206,16 +227,10 @@ def as_it_is(value: Any) -> Any:
 
 
 def taken(
-    key: str,
-    default: Any = None,
-    to: str = "",
-    convert: Callable[[Any], Any] = as_it_is,
-    *,
-    kind: Any = None,
-    **more: Any,
+    key: str, default: Any, to: str = "", convert: Converter = as_it_is, *, kind: Any = None, impose: bool = True
 ) -> Row:
-    """One key, one value; ``to``: our keys, separated by spaces, unless they are called the same."""
-    return Row(key, default, Fate.TAKEN, tuple((to or key).split()), convert, kind, **more)
+    """One key, one value; ``to``: our keys, unless they are called the same."""
+    return Row(key, default, Fate.TAKEN, tuple(to.split()), convert, kind, impose=impose)
 
 
 def machine(key: str, default: Any, to: str = "") -> Row:
@@ -223,16 +238,16 @@ def machine(key: str, default: Any, to: str = "") -> Row:
     return taken(key, default, to, impose=False)
 
 
-def part(key: str, default: Any = None, to: str = "", note: str = "", *, kind: Any = None) -> Row:
+def part(key: str, default: Any, to: str = "", *, kind: Any = None) -> Row:
     """A key that a rule takes over together with others."""
-    return Row(key, default, Fate.TAKEN, tuple((to or key).split()), None, kind, note)
+    return Row(key, default, Fate.TAKEN, tuple(to.split()), None, kind)
 
 
 def revived(
-    key: str, default: Any, to: str, note: str, convert: Callable[[Any], Any] | None = as_it_is, *, kind: Any = None
+    key: str, default: Any, to: str, note: str, convert: Converter | None = as_it_is, *, kind: Any = None
 ) -> Row:
     """TAO accepts the key and never reads it; we do. Its default is not imposed."""
-    return Row(key, default, Fate.REVIVED, tuple((to or key).split()), convert, kind, note, impose=False)
+    return Row(key, default, Fate.REVIVED, tuple(to.split()), convert, kind, note, impose=False)
 
 
 def same(key: str, value: Any, advice: str) -> Row:
