@@ -25,7 +25,6 @@ from tessera.data.datasets import open_dataset
 from tessera.data.demo import write_demo
 from tessera.files import UserError, digest_file
 from tessera.interop.kitti import convert_dataset, describe, export_kitti
-from tessera.interop.kitti.listing import sorted_lines
 from tessera.spec.schema import ConvertSpec, DatasetSpec, DemoSpec, SplitSpec
 
 OUT = Path("data/cars/converted")
@@ -197,13 +196,6 @@ def test_the_split_depends_on_name_and_seed_alone() -> None:
     assert all(60 <= len(fold) <= 115 for fold in folds)
 
 
-def test_sorting_by_runs_is_sorting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tessera.interop.kitti.listing._RUN", 7)
-    lines = [f"{number * 37 % 101:03d}é\0\n" for number in range(101)]
-    assert list(sorted_lines(lines, tmp_path)) == sorted(lines)
-    assert list(sorted_lines([], tmp_path)) == []
-
-
 MALFORMED = {
     "columns": ("Car 0 0 0 1 2 3\n", r"line 1: has 7 column\(s\), expected 15"),
     "scores": (row("Car", 1, 2, 3, 4).rstrip() + " 0.9\n", "line 1: has 16 columns, as a detector's results"),
@@ -242,7 +234,7 @@ def test_all_faults_come_at_once_and_nothing_is_replaced() -> None:
         "labels/000.txt, line 1: has 1 column(s)",
         "labels/000.txt, line 2: has 2 column(s)",
         "labels/001.txt: cannot be read as text",
-        "002.jpg and 002.png belong to one image",
+        "002.png': belongs to one image with a/images/002.jpg",
         "images/003.png: is not a readable image",
     ):
         assert words in str(caught.value)

@@ -1,7 +1,7 @@
-"""KITTI folders to sharded COCO files. Memory does not grow with the number of images.
+"""KITTI folders to sharded COCO files. In memory are the names of all files, and the rows of one shard.
 
-Names are listed, sorted and dealt to train, val, test or folds first. Then label files and image headers are read in pieces, by several
-processes where asked, and every piece is written before the next one is waited for. The result is the same for any number of processes.
+Names are listed and dealt to train, val, test or folds first. Then label files and image headers are read in pieces, by several processes
+where asked. The result is the same for any number of processes.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ import itertools
 import json
 import os
 import re
-import shutil
-import tempfile
 import threading
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -38,7 +36,7 @@ from tessera.files import (
     reading_json,
     write_json,
 )
-from tessera.interop.kitti.listing import Chunk, Listing
+from tessera.interop.kitti.listing import Listing
 from tessera.ops.image_size import read_image_size
 from tessera.spec.lineage import CONVERT_VERSION, GENERATED_ROOT
 from tessera.spec.schema import ConvertSpec, DatasetSpec
@@ -67,9 +65,20 @@ class Classes:
     """Folded KITTI class -> COCO id."""
 
 
+_CHUNK = 256
+"""Images that a process reads at a time."""
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    first_id: int
+    """Of the first image; the others follow."""
+    pairs: list[tuple[str | None, str]]
+    """Image and label file, relative to the root."""
+
+
 @dataclass
 class _Piece:
-    shard: int
     images: list[str] = field(default_factory=list)
     """JSON."""
     annotations: list[str] = field(default_factory=list)
@@ -98,8 +107,7 @@ def convert_dataset(dataset: DatasetSpec, data_root: str, processes: int = 1, pr
     busy = f"{home}: another `tessera convert {dataset.name}` is at work; wait for it, or stop it first"
     with only_process(home / ".convert.lock", busy), atomic_folder(home / CONVERTED) as folder:
         writer = _Writer(folder, classes)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            writer.run(root, convert, Path(scratch), processes, progress, dataset.max_pixels)
+        writer.run(root, convert, processes, progress, dataset.max_pixels)
         return writer.finish(dataset.name, convert, root)
 
 
@@ -177,46 +185,41 @@ class _Writer:
         self.fault_count = 0
         (folder / "shards").mkdir()
 
-    def run(
-        self, root: Path, convert: ConvertSpec, scratch: Path, processes: int, progress: bool, max_pixels: int
-    ) -> None:
+    def run(self, root: Path, convert: ConvertSpec, processes: int, progress: bool, max_pixels: int) -> None:
         with (
             (self.folder / "dropped.csv").open("w", encoding="utf-8", newline="") as report,
             Progress(disable=not progress, auto_refresh=False) as bar,
         ):
             self._report = csv.writer(report, lineterminator="\n")
             self._report.writerow(("file", "line", "class", "reason"))
-            listing = Listing(root, convert, scratch)
+            listing = Listing(root, convert)
             self._add_faults(listing.faults)
-            self._drop((name, "", "", NO_LABELS) for name in listing.unlabeled())
-            task = bar.add_task("convert", total=sum(listing.sizes.values()))
+            self._drop((name, "", "", NO_LABELS) for name in listing.unlabeled)
+            task = bar.add_task("convert", total=sum(map(len, listing.pairs.values())))
             reader = _Reader(root, self.classes, max_pixels)
             image_id = annotation_id = 1
-            for part in listing.parts:
-                total = listing.sizes[part]
+            for part, pairs in listing.pairs.items():
+                total = len(pairs)
                 count = min(convert.num_shards, total)
-                ends = [total * number // max(1, count) for number in range(count + 1)]
-                sizes = [end - start for start, end in itertools.pairwise(ends)]
                 counts = self.counts[part] = {"images": total, "annotations": 0, "shards": count}
                 found: Counter[int] = Counter()
-                pieces = _in_processes(reader, listing.chunks(part, sizes, image_id), processes)
-                for shard, group in itertools.groupby(pieces, key=lambda piece: piece.shard):
+                ends = [total * number // max(1, count) for number in range(count + 1)]
+                chunks = [_chunks(pairs[start:end], image_id + start) for start, end in itertools.pairwise(ends)]
+                pieces = _in_processes(reader, itertools.chain.from_iterable(chunks), processes)
+                for shard, own in enumerate(chunks):
+                    read = []
+                    for piece in itertools.islice(pieces, len(own)):
+                        self._take(piece)
+                        found.update(piece.classes)
+                        read.append(piece)
+                        bar.update(task, advance=len(piece.images), refresh=True)
                     path = self.folder / "shards" / f"{part}-{shard:05d}-of-{count:05d}.json"
-                    with _Shard(path, scratch, annotation_id, self.classes) as out:
-                        for piece in group:
-                            out.add(piece)
-                            found.update(piece.classes)
-                            self._add_faults(piece.faults)
-                            self._drop(piece.dropped)
-                            bar.update(task, advance=len(piece.images), refresh=True)
-                    counts["annotations"] += out.next_id - annotation_id
-                    annotation_id = out.next_id
+                    counts["annotations"] += (written := _write_shard(path, read, annotation_id, self.classes))
+                    annotation_id += written
                 counts["classes"] = {name: found[number] for number, name in self.classes.categories}
                 image_id += total
-            for chunk in listing.orphans():
-                piece = reader(chunk)
-                self._add_faults(piece.faults)
-                self._drop(piece.dropped)
+            for chunk in _chunks([(None, label) for label in listing.orphans], 0):
+                self._take(reader(chunk))
 
     def finish(self, name: str, convert: ConvertSpec, root: Path) -> dict[str, Any]:
         title = f"dataset {name} below {root}"
@@ -245,6 +248,10 @@ class _Writer:
         write_json(self.folder / "manifest.json", manifest)
         return manifest
 
+    def _take(self, piece: _Piece) -> None:
+        self._add_faults(piece.faults)
+        self._drop(piece.dropped)
+
     def _drop(self, rows: Iterable[tuple[str, int | str, str, str]]) -> None:
         for row in rows:
             self._report.writerow(row)
@@ -269,41 +276,20 @@ def _some(names: dict[str, int]) -> str:
     return shown + (", ..." if len(names) > 20 else "")
 
 
-class _Shard:
-    """One COCO file. Annotations wait in a scratch file until all images are written."""
+def _chunks(pairs: Sequence[tuple[str | None, str]], first_id: int) -> list[_Chunk]:
+    return [_Chunk(first_id + start, list(pairs[start : start + _CHUNK])) for start in range(0, len(pairs), _CHUNK)]
 
-    def __init__(self, path: Path, scratch: Path, next_id: int, classes: Classes) -> None:
-        self.next_id = next_id
-        self._classes = classes
-        self._file = path.open("w", encoding="utf-8", newline="\n")
-        self._waiting = tempfile.TemporaryFile(  # noqa: SIM115  # closed with the shard
-            "w+", dir=scratch, encoding="utf-8", newline="\n"
-        )
-        self._comma = {"images": "", "annotations": ""}
-        self._file.write('{"images": [\n')
 
-    def __enter__(self) -> _Shard:
-        return self
-
-    def add(self, piece: _Piece) -> None:
-        if piece.images:
-            self._file.write(self._comma["images"] + ",\n".join(piece.images))
-            self._comma["images"] = ",\n"
-        if piece.annotations:
-            rows = (f'{{"id": {number}, {text}' for number, text in enumerate(piece.annotations, self.next_id))
-            self._waiting.write(self._comma["annotations"] + ",\n".join(rows))
-            self._comma["annotations"] = ",\n"
-            self.next_id += len(piece.annotations)
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        with self._file, self._waiting:
-            if kind is not None:
-                return
-            categories = [{"id": number, "name": name} for number, name in self._classes.categories]
-            self._file.write('\n],\n"annotations": [\n')
-            self._waiting.seek(0)
-            shutil.copyfileobj(self._waiting, self._file, 1 << 20)
-            self._file.write(f'\n],\n"categories": {json.dumps(categories, ensure_ascii=False)}\n}}\n')
+def _write_shard(path: Path, pieces: list[_Piece], first_id: int, classes: Classes) -> int:
+    """One COCO file; the number of its annotations."""
+    images = ",\n".join(text for piece in pieces for text in piece.images)
+    annotations = [text for piece in pieces for text in piece.annotations]
+    rows = ",\n".join(f'{{"id": {number}, {text}' for number, text in enumerate(annotations, first_id))
+    categories = [{"id": number, "name": name} for number, name in classes.categories]
+    listed = json.dumps(categories, ensure_ascii=False)
+    text = f'{{"images": [\n{images}\n],\n"annotations": [\n{rows}\n],\n"categories": {listed}\n}}\n'
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return len(annotations)
 
 
 @dataclass(frozen=True)
@@ -312,12 +298,11 @@ class _Reader:
     classes: Classes
     max_pixels: int
 
-    def __call__(self, chunk: Chunk) -> _Piece:
-        piece = _Piece(chunk.shard)
-        for image_id, line in enumerate(chunk.lines, chunk.first_id):
-            image, label, _ = line.split("\0")
+    def __call__(self, chunk: _Chunk) -> _Piece:
+        piece = _Piece()
+        for image_id, (image, label) in enumerate(chunk.pairs, chunk.first_id):
             size = None
-            if image:
+            if image is not None:
                 try:
                     size = read_image_size(self.root / image, self.max_pixels)
                 except UserError as error:
@@ -385,7 +370,7 @@ def _fault(row: str) -> str:
     return "columns are separated by something else than spaces and tabs"
 
 
-def _in_processes(reader: _Reader, chunks: Iterator[Chunk], processes: int) -> Iterator[_Piece]:
+def _in_processes(reader: _Reader, chunks: Iterator[_Chunk], processes: int) -> Iterator[_Piece]:
     """In order; a few chunks are under way at a time."""
     if processes == 1:
         yield from map(reader, chunks)
