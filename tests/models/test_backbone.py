@@ -187,7 +187,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path):
         build("swin_tiny", path, swin=tiny.SWIN)
     state = build("swin_tiny", swin=tiny.SWIN).state_dict()
     torch.save(state | {"surprise": torch.zeros(1)}, path)
-    with pytest.raises(UserError, match="1 unknown: surprise"):
+    with pytest.raises(UserError, match="1 that the network does not have: surprise"):
         build("swin_tiny", path, swin=tiny.SWIN)
     torch.save(state, path)
     larger = tiny.SWIN.model_copy(update={"window_size": 4})

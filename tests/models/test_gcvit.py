@@ -80,7 +80,10 @@ def test_same_as_timm_at_the_pretraining_size(named: Callable, layer_scale: floa
 def test_file_of_another_size_is_refused():
     state = timm_model().state_dict()
     del state["stages.1.blocks.2.mlp.fc1.weight"]
-    with pytest.raises(UserError, match=r"1 missing: stages\.1\.blocks\.2\.mlp\.fc1\.weight\n  1 unknown: surprise"):
+    with pytest.raises(
+        UserError,
+        match=r"1 missing: stages\.1\.blocks\.2\.mlp\.fc1\.weight\n  1 that the network does not have: surprise",
+    ):
         load(state | {"surprise": torch.zeros(1)})
 
 

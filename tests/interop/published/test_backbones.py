@@ -151,5 +151,7 @@ def test_resnet_files_with_a_tensor_too_many_or_too_few_are_refused(naming: str,
         state = transformers.ResNetModel(transformers.ResNetConfig(**sizes)).state_dict()
         del state["encoder.stages.1.layers.0.shortcut.normalization.weight"]
     torch.save(state | {"surprise": torch.zeros(1)}, tmp_path / "weights.pth")
-    with pytest.raises(UserError, match=r"1 missing: layer2\.0\.downsample\.1\.weight\n  1 unknown: surprise"):
+    with pytest.raises(
+        UserError, match=r"1 missing: layer2\.0\.downsample\.1\.weight\n  1 that the network does not have: surprise"
+    ):
         build("resnet18", tmp_path / "weights.pth")

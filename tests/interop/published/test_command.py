@@ -106,9 +106,9 @@ def test_published_weights_are_evaluated_without_training(folder: Path, weights:
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        (lambda state: state.pop("sem_seg_head.predictor.decoder_norm.bias"), [], "1 missing in the file: decoder.heads.norm.bias"),
+        (lambda state: state.pop("sem_seg_head.predictor.decoder_norm.bias"), [], "1 missing: decoder.heads.norm.bias"),
         (lambda state: state.update({"extra.weight": torch.ones(2)}), [], "1 that the network does not have: extra.weight"),
-        (lambda state: None, ["model.decoder.layers=2"], "26 missing in the file: "),
+        (lambda state: None, ["model.decoder.layers=2"], "26 missing: "),
         (lambda state: None, ["--reset-heads", "--classes-by-id"], "choose one of them"),
         (lambda state: None, ["--classes-by-id"], "only published Deformable DETR"),
     ],

@@ -195,7 +195,7 @@ def test_two_stage_and_damaged_files_are_refused():
     network = DeformableDetr(spec(True), CLASSES)
     state = dict(published(True).state_dict())
     two_stage = deformable_detr.rename(state | {"model.enc_output.weight": torch.zeros(64, 64)})
-    with pytest.raises(UserError, match=r"1 unknown: model\.enc_output\.weight"):
+    with pytest.raises(UserError, match=r"1 that the network does not have: model\.enc_output\.weight"):
         load_strictly(network, two_stage, "two-stage", may_miss=deformable_detr.may_miss)
     twin = "model.decoder.bbox_embed.1.layers.0.bias"
     with pytest.raises(UserError, match=r"bbox_embed\.1\.layers\.0\.bias: differs .* damaged"):

@@ -293,7 +293,7 @@ TABLE = "model.pixel_level_module.encoder.encoder.layers.0.blocks.0.attention"
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda state: state.pop(QUERY), r"1 missing in the file: query_embed\.weight"),
+        (lambda state: state.pop(QUERY), r"1 missing: query_embed\.weight"),
         (
             lambda state: state.update({"model.neck.weight": torch.ones(2)}),
             r"1 that the network does not have: model\.neck\.weight",

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from tessera.files import UserError
-from tessera.interop.published.reading import split_packed
-from tessera.interop.published.renaming import Rules, apply
+from tessera.interop.published.renaming import Rules, apply, split_packed
 
 _LAYER = r"\.layers\.(\d+)\."
 _RULES: Rules = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from tessera.files import UserError, read_json
 from tessera.interop.published import deformable_detr, mask2former, oneformer
 from tessera.interop.published.reading import read_state, weights_file
+from tessera.interop.published.renaming import few, require_fit
 from tessera.spec.networks import ModelSpec
 from tessera.structures import ClassCatalog
 
-_SHOWN = 10
 _HEAD = re.compile(r"^decoder\.(?:heads\.)?class_embed\.(?:\d+\.)?(?:weight|bias)$")
 """Our names of the class heads, whose rows are the classes."""
 
@@ -29,37 +29,19 @@ class Form:
     family: str
     marks: tuple[str, ...]
     """How a name in the file begins; one such name tells the form."""
-    rename: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
+_M2F_MARKS = ("sem_seg_head.predictor.query_feat.", "sem_seg_head.predictor.static_query.")
+_OFFSETS = "encoder.layers.0.self_attn.sampling_offsets."
 FORMS = (
-    Form("OneFormer, original code", "oneformer", ("task_mlp.",), oneformer.rename),
-    Form("OneFormer, transformers library", "oneformer", ("model.task_encoder.",), oneformer.rename),
-    Form(
-        "Mask2Former, original code",
-        "mask2former",
-        ("sem_seg_head.predictor.query_feat.", "sem_seg_head.predictor.static_query."),
-        mask2former.rename,
-    ),
-    Form(
-        "Mask2Former, transformers library",
-        "mask2former",
-        ("model.transformer_module.queries_features.",),
-        mask2former.rename,
-    ),
-    Form(
-        "Deformable DETR, original code",
-        "deformable_detr",
-        ("transformer.encoder.layers.0.self_attn.sampling_offsets.",),
-        deformable_detr.rename,
-    ),
-    Form(
-        "Deformable DETR, transformers library",
-        "deformable_detr",
-        ("model.encoder.layers.0.self_attn.sampling_offsets.",),
-        deformable_detr.rename,
-    ),
+    Form("OneFormer, original code", "oneformer", ("task_mlp.",)),
+    Form("OneFormer, transformers library", "oneformer", ("model.task_encoder.",)),
+    Form("Mask2Former, original code", "mask2former", _M2F_MARKS),
+    Form("Mask2Former, transformers library", "mask2former", ("model.transformer_module.queries_features.",)),
+    Form("Deformable DETR, original code", "deformable_detr", (f"transformer.{_OFFSETS}",)),
+    Form("Deformable DETR, transformers library", "deformable_detr", (f"model.{_OFFSETS}",)),
 )
+RENAME = {"oneformer": oneformer.rename, "mask2former": mask2former.rename, "deformable_detr": deformable_detr.rename}
 
 _LEFT_OUT = (
     (r"relative_position_index$", "follows from the window size"),
@@ -75,19 +57,11 @@ _UNUSED = (
 )
 """Why a network may lack a tensor, by its name here."""
 _NO_TEXTS = "read in training only, and the file was saved without it (model.loss.contrastive_weight: 0 builds none)"
+_HEADS = "num_attention_heads"
+_MASKED = (("pixel_decoder.nheads", _HEADS), ("decoder.nheads", _HEADS), ("decoder.pre_norm", "pre_norm"))
 _UNSEEN = {
-    "mask2former": (
-        ("pixel_decoder.nheads", "num_attention_heads"),
-        ("decoder.nheads", "num_attention_heads"),
-        ("decoder.pre_norm", "pre_norm"),
-    ),
-    "oneformer": (
-        ("pixel_decoder.nheads", "num_attention_heads"),
-        ("class_decoder.nheads", "num_attention_heads"),
-        ("decoder.nheads", "num_attention_heads"),
-        ("decoder.pre_norm", "pre_norm"),
-        ("use_task_norm", "use_task_norm"),
-    ),
+    "mask2former": _MASKED,
+    "oneformer": (*_MASKED, ("class_decoder.nheads", _HEADS), ("use_task_norm", "use_task_norm")),
     "deformable_detr": (
         ("nheads", "encoder_attention_heads"),
         ("nheads", "decoder_attention_heads"),
@@ -126,7 +100,7 @@ class Imported:
             reasons: dict[str, list[str]] = {}
             for name, reason in names:
                 reasons.setdefault(reason, []).append(name)
-            lines += [f"  {len(those)} {what}: {reason}: {_few(those, verbose)}" for reason, those in reasons.items()]
+            lines += [f"  {len(those)} {what}: {reason}: {few(those, verbose)}" for reason, those in reasons.items()]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
@@ -153,7 +127,7 @@ def take_over(
         raise UserError(
             f"{path}: holds a {form.title}, but the experiment's model.name is {spec.name}; choose an experiment of {form.family}"
         )
-    found = form.rename({name: _Traced.of(name, value) for name, value in given.items()})
+    found = RENAME[form.family]({name: _Traced.of(name, value) for name, value in given.items()})
     own = network.state_dict()
     imported = Imported(form, {})
     imported.notes += _compare_config(path, form, spec)
@@ -203,7 +177,7 @@ def _recognise(path: Path, given: Mapping[str, Tensor]) -> Form:
     ours = any(name.startswith(("decoder.heads.", "decoder.class_embed.")) for name in given)
     advice = "\n  it has this project's own names: set train.pretrained_model_path to it as it is" if ours else ""
     raise UserError(
-        f"{path}: is of no known form; its {len(given)} tensors have names like {_few(sorted(given)[:3])}; looked for\n  {looked_for}{advice}"
+        f"{path}: is of no known form; its {len(given)} tensors have names like {few(sorted(given)[:3])}; looked for\n  {looked_for}{advice}"
     )
 
 
@@ -296,25 +270,8 @@ def _require_all(path: Path, imported: Imported, found: Mapping[str, Tensor], ow
         else:
             missing.append(name)
     left_over = [name for name in found if name not in own]
-    shapes = [
-        f"{name} is {tuple(found[name].shape)}, expected {tuple(own[name].shape)}{_advice(name, found[name])}"
-        for name in own
-        if name in found and found[name].shape != own[name].shape
-    ]
-    if missing or left_over or shapes:
-        lines = [
-            f"{len(names)} {what}: {_few(names)}"
-            for what, names in (
-                ("of another shape", shapes),
-                ("missing in the file", missing),
-                ("that the network does not have", left_over),
-            )
-            if names
-        ]
-        raise UserError(
-            f"{path}: {imported.form.title}, but not of this experiment's sizes; nothing was written\n  "
-            + "\n  ".join(lines)
-        )
+    title = f"{path}: {imported.form.title}, but not of this experiment's sizes; nothing was written"
+    require_fit(title, own, found, missing, left_over, _advice)
 
 
 def _compare_config(path: Path, form: Form, spec: ModelSpec) -> list[str]:
@@ -352,8 +309,3 @@ def _advice(name: str, value: Tensor) -> str:
     if name.endswith("relative_position_bias_table"):
         return f" (set model.backbone.swin.window_size: {(math.isqrt(count) + 1) // 2})"
     return ""
-
-
-def _few(names: list[str], everything: bool = False) -> str:
-    shown = names if everything else names[:_SHOWN]
-    return ", ".join(shown) + (f", and {len(names) - len(shown)} more" if len(names) > len(shown) else "")

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from tessera.interop.published import resnet, swin
-from tessera.interop.published.reading import split_packed
-from tessera.interop.published.renaming import Rules, apply
+from tessera.interop.published.backbones import resnet, swin
+from tessera.interop.published.renaming import Rules, renamed, split_packed
 
 _SWIN = r"^model\.pixel_level_module\.encoder\.(?:swin\.)?"
 _PIXELS = r"^model\.pixel_level_module\.decoder\."
@@ -66,9 +65,8 @@ _NOT_WEIGHTS = re.compile(_SWIN + r"layernorm\.|^criterion\.|\.relative_position
 
 def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our names; unknown names stay as they are, for the strict loading to report."""
-    rules = (*_TRANSFORMERS, *_ORIGINAL)
-    renamed = {apply(rules, name): value for name, value in state.items() if not _NOT_WEIGHTS.search(name)}
-    return split_packed(_rename_backbone(renamed))
+    weights = {name: value for name, value in state.items() if not _NOT_WEIGHTS.search(name)}
+    return split_packed(_rename_backbone(renamed((*_TRANSFORMERS, *_ORIGINAL), weights)))
 
 
 def _rename_backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:

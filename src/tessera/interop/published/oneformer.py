@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from tessera.interop.published import mask2former
-from tessera.interop.published.renaming import Rules, apply
+from tessera.interop.published.renaming import Rules, renamed
 
 _DECODER = r"^model\.transformer_module\.decoder\."
 _TEXT = r"^(?:model\.text_mapper\.)?text_encoder\."
@@ -55,8 +55,7 @@ _BOTH: Rules = (
 
 def rename(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Our names; unknown names stay as they are, for the strict loading to report."""
-    rules = (*_TRANSFORMERS, *_ORIGINAL, *_BOTH)
-    return mask2former.rename({apply(rules, name): value for name, value in state.items()})
+    return mask2former.rename(renamed((*_TRANSFORMERS, *_ORIGINAL, *_BOTH), state))
 
 
 def is_text(name: str) -> bool:

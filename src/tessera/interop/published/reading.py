@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tessera.files import UserError
 from tessera.interop.published.pickles import read_pickle
 from tessera.models.artifact import read_weights, require_state
 
 _WRAPPERS = ("model", "state_dict", "state_dict_ema", "model_state")
-_SHOWN = 5
-
-
 FILES = ("model.safetensors", "pytorch_model.bin")
 """What the transformers library writes into a folder beside config.json."""
 
@@ -54,43 +50,3 @@ def weights_file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise UserError(f"{path}: is a folder without {' or '.join(FILES)}; name the file of weights itself")
-
-
-def load_strictly(
-    module: nn.Module,
-    state: Mapping[str, Tensor],
-    source: str,
-    may_miss: Callable[[str], bool] = lambda name: False,
-    may_add: Callable[[str], bool] = lambda name: False,
-) -> None:
-    """Copies ``state`` into ``module``. Raises UserError naming tensors that are missing, left over or of another shape, except
-    those that ``may_miss`` and ``may_add`` allow."""
-    own = module.state_dict()
-    missing = [name for name in own if name not in state and not may_miss(name)]
-    left_over = [name for name in state if name not in own and not may_add(name)]
-    shapes = [
-        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
-        for name in own
-        if name in state and state[name].shape != own[name].shape
-    ]
-    if missing or left_over or shapes:
-        lines = [
-            f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{', ...' if len(names) > _SHOWN else ''}"
-            for what, names in (("missing", missing), ("unknown", left_over), ("of another shape", shapes))
-            if names
-        ]
-        raise UserError(f"{source}: these weights do not fit\n  " + "\n  ".join(lines))
-    module.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
-
-
-def split_packed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The packed projection of ``nn.MultiheadAttention`` to our three."""
-    split: dict[str, Tensor] = {}
-    for name, value in state.items():
-        found = re.fullmatch(r"(.*)\.in_proj_(weight|bias)", name)
-        if found is None:
-            split[name] = value
-            continue
-        for part, piece in zip("qkv", value.chunk(3), strict=True):
-            split[f"{found[1]}.{part}_proj.{found[2]}"] = piece
-    return split

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -208,14 +209,11 @@ def _evaluated(settings: Settings) -> Mapping[str, Any]:
 
 def _categories(settings: Settings) -> dict[int, str]:
     """Id -> name, from the first annotation file that is on this machine. Raises UserError where that is no JSON."""
-    sources = [*_listed(settings["dataset.val_data_sources"]), *_listed(settings["dataset.train_data_sources"])]
-    path = next((Path(path) for source in sources if Path(path := source.get("json_file", "")).is_file()), None)
-    content = None if path is None else read_json(path)
-    listed = content.get("categories") if isinstance(content, dict) else None
-    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    return {
-        entry["id"]: str(entry["name"]) for entry in entries if isinstance(entry.get("id"), int) and "name" in entry
-    }
+    for source in (*_listed(settings["dataset.val_data_sources"]), *_listed(settings["dataset.train_data_sources"])):
+        if (path := Path(source.get("json_file", ""))).is_file():
+            with contextlib.suppress(KeyError, TypeError):
+                return {int(entry["id"]): str(entry["name"]) for entry in read_json(path)["categories"]}
+    return {}
 
 
 def _levels(settings: Settings) -> Mapping[str, Any]:

@@ -20,6 +20,9 @@ WITH_THE_DATA = ("inference.images", "evaluate.split")
 """Keys that any part may set and that belong to the data."""
 
 
+UNMEASURED = "Cost and expected score: not measured here."
+
+
 @dataclass(frozen=True)
 class Import:
     converted: Converted
@@ -49,23 +52,17 @@ def import_spec(
         return Import(
             converted, {}, None, _account(converted, paths) + "\n\nnothing written: the file describes no experiment"
         )
-    model_part = _find_part(root, "models", ("model", "name"), converted.family)
     backbone = str(converted.values["model.backbone.name"])
-    backbone_part = _find_part(root, "backbones", ("model", "backbone", "name"), backbone)
     files = _part_files(converted, paths, name, variant, root)
-    if model_part is None:
-        model_part = converted.family
-        files[root / "config" / "models" / f"{model_part}.yaml"] = (
-            f"# {model_part} with the schema's defaults. Cost and expected score: not measured here.\nmodel:\n  name: {model_part}\n"
-        )
-    if backbone_part is None:
-        backbone_part = re.sub(r"\W", "_", backbone)
-        files[root / "config" / "backbones" / f"{backbone_part}.yaml"] = (
-            f"# {backbone}. Cost and expected score: not measured here.\nmodel:\n  backbone:\n    name: {backbone}\n"
-        )
-    _require_free(files)
+    model_part = _find_or_make(root, "models", ("model", "name"), converted.family, files)
+    backbone_part = _find_or_make(root, "backbones", ("model", "backbone", "name"), backbone, files)
+    for path, text in files.items():
+        if path.exists() and read_mapping(path) != (parse_yaml(text, str(path)) or {}):
+            option = "--name" if path.parent.name == "datasets" else "--variant"
+            raise UserError(f"{path}: exists and says something else; choose another {option}, or remove the file")
     experiment, grid = _grid_lines(converted, root, model_part, backbone_part, name, variant)
-    report = "\n".join([_account(converted, paths), "", *_written(files), *grid])
+    written = [f"{'unchanged' if path.exists() else 'written'}: {path}" for path in files]
+    report = "\n".join([_account(converted, paths), "", *written, *grid])
     return Import(converted, {path: text for path, text in files.items() if not path.exists()}, experiment, report)
 
 
@@ -78,49 +75,44 @@ def write_files(files: Mapping[Path, str]) -> None:
 
 
 def _part_files(converted: Converted, paths: Sequence[Path], name: str, variant: str, root: Path) -> dict[Path, str]:
-    read = ", ".join(path.name for path in paths)
-    folder = root / "config"
-    family = converted.family
-    dataset = {key for key in converted.values if OWNED.get(key) == "datasets" or key in WITH_THE_DATA}
-    dataset = dataset if converted.names_data else set()
-    recipe = [key for key in converted.values if key not in dataset | {"seed", "model.backbone.name"}]
+    read, folder, family = ", ".join(path.name for path in paths), root / "config", converted.family
+    of_data = {key for key in converted.values if OWNED.get(key) == "datasets" or key in WITH_THE_DATA}
+    dataset = [key for key in converted.values if converted.names_data and key in of_data]
+    recipe = [key for key in converted.values if key not in {*dataset, "seed", "model.backbone.name"}]
     files: dict[Path, str] = {}
     if dataset:
         head = f"# {name}: data of the TAO spec {read}, relative to the data root, which was {converted.data_root}.\n"
-        files[folder / "datasets" / f"{name}.yaml"] = head + _render(
-            converted, [key for key in converted.values if key in dataset]
-        )
+        files[folder / "datasets" / f"{name}.yaml"] = head + _render(converted, dataset)
     files[folder / "variants" / f"{variant}.yaml"] = (
         f"# {variant}: recipes read from TAO specs by `tessera import-spec`; what they say is in the file of each family beside this one.\n"
     )
     files[folder / "variants" / f"{variant}.{family}.yaml"] = (
         f"# {variant} for {family}: read from the TAO spec {read}. Every TAO default that TAO would have used is written out.\n"
-        "# Cost and expected score: not measured here.\n" + _render(converted, recipe)
+        f"# {UNMEASURED}\n{_render(converted, recipe)}"
     )
     return files
-
-
-def _require_free(files: Mapping[Path, str]) -> None:
-    for path, text in files.items():
-        if path.exists() and read_mapping(path) != (parse_yaml(text, str(path)) or {}):
-            option = "--name" if path.parent.name == "datasets" else "--variant"
-            raise UserError(f"{path}: exists and says something else; choose another {option}, or remove the file")
 
 
 def _render(converted: Converted, keys: Sequence[str]) -> str:
     return render_yaml([(key, converted.values[key], converted.origins[key]) for key in keys]) + "\n" if keys else ""
 
 
-def _find_part(root: Path, folder: str, key: tuple[str, ...], value: str) -> str | None:
-    """The part that sets ``key`` to ``value``: that of the same name, else the first; companions do not count."""
+def _find_or_make(root: Path, folder: str, key: tuple[str, ...], value: str, files: dict[Path, str]) -> str:
+    """The part that sets ``key`` to ``value``: that of the same name, else the first, else one that is added to ``files``."""
     fitting = []
     for path in sorted((root / "config" / folder).glob("*.yaml")):
         content: Any = read_mapping(path)
         for piece in key:
             content = content.get(piece) if isinstance(content, dict) else None
-        if content == value and "." not in path.stem:
+        if content == value and "." not in path.stem:  # Companions do not count.
             fitting.append(path.stem)
-    return value if value in fitting else next(iter(fitting), None)
+    if fitting:
+        return value if value in fitting else fitting[0]
+    name = re.sub(r"\W", "_", value)
+    defaults = " with the schema's defaults"
+    head = f"# {value}{defaults if folder == 'models' else ''}. {UNMEASURED}\n"
+    files[root / "config" / folder / f"{name}.yaml"] = head + render_yaml([(".".join(key), value, "")]) + "\n"
+    return name
 
 
 # Report
