@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tessera.files import UserError
 from tessera.interop.tao import import_spec
 from tessera.interop.tao.table import Fate
+from tests.interop.tao.project import read
 
 M2F, OF, DETR = "mask2former", "oneformer", "deformable_detr"
 PANOPTIC = {
@@ -71,6 +71,7 @@ REFUSED: dict[str, tuple[str | None, dict[str, Any], tuple[str, ...]]] = {
     "levels": (DETR, {"model.num_feature_levels": 3}, ("return_interm_indices", "4 levels", "num_feature_levels is 3")),
     "level order": (DETR, {"model.return_interm_indices": [3, 2, 1, 4]}, ("return_interm_indices", "ascending")),
     "extra level alone": (DETR, {"model.return_interm_indices": [4], "model.num_feature_levels": 1}, ("one of 0..3",)),
+    "no scales": (DETR, {"dataset.augmentation.scales": []}, ("dataset.augmentation.scales: expected", "at least 1 of them")),
     "crops": (DETR, {"dataset.augmentation.train_random_crop_min": 700}, ("700 is above train_random_crop_max",)),
     "source": (DETR, {"dataset.train_data_sources": [{"image_dir": "/d"}]}, ("a source has the keys image_dir; expected", "json_file")),
     "source key": (DETR, {"dataset.val_data_sources": [{"image_dir": "/d", "json_file": "/j", "json": "/k"}]}, ("a source has the keys", " json,")),
@@ -90,12 +91,6 @@ REFUSED: dict[str, tuple[str | None, dict[str, Any], tuple[str, ...]]] = {
     "no model": (None, {"train.num_epochs": 1}, ("say which with --model",)),
     "twice": (M2F, {"train.seed": 1, "train": {"seed": 2}}, ("train.seed", "2", "1", "one value")),
 }  # fmt: skip
-
-
-def read(folder: Path, family: str | None, values: dict[str, Any], root: Path | None = None) -> Any:
-    path = folder / "spec.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return import_spec([path], "coco", model=family, root=root or folder / "project")
 
 
 @pytest.mark.parametrize("name", sorted(REFUSED))

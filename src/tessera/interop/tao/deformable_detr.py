@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 
 from tessera.files import read_json
 from tessera.interop.tao import shared
@@ -24,6 +24,7 @@ SOURCE = {"images": "image_dir", "annotations": "json_file"}
 Source = dict[str, LocalPath]
 Sources = list[Source] | Source
 Pictures = dict[str, LocalPath | list[LocalPath]]
+Sides = Annotated[list[Side], MinLen(1)]
 AUGMENTATION = "dataset.augmentation"
 
 KEYS = (
@@ -36,7 +37,7 @@ KEYS = (
     machine("dataset.workers", 8, "dataset.{train,val,test}.num_workers"),
     part("dataset.num_classes", 91, "dataset.{num_classes,contiguous_id}", kind=Annotated[int, Ge(2)]),
     part("dataset.eval_class_ids", None, "evaluate.classes", kind=list[int]),
-    part(f"{AUGMENTATION}.scales", list(range(480, 801, 32)), f"{AUGMENTATION}.train_min_size", kind=list[Side]),
+    part(f"{AUGMENTATION}.scales", list(range(480, 801, 32)), f"{AUGMENTATION}.train_min_size", kind=Sides),
     taken(f"{AUGMENTATION}.input_mean", [0.485, 0.456, 0.406], "model.pixel_mean", shared.pixels_0_1, kind=Channels),
     taken(f"{AUGMENTATION}.input_std", [0.229, 0.224, 0.225], "model.pixel_std", shared.pixels_0_1, kind=Channels),
     part(f"{AUGMENTATION}.train_random_resize", [400, 500, 600], kind=list[Side]),

@@ -161,7 +161,7 @@ def _train_sizes(settings: Settings) -> Mapping[str, Any]:
     key = "dataset.augmentation.train_min_size"
     sizes, largest = settings[key], settings["dataset.augmentation.train_max_size"]
     if len(sizes) == 1:
-        sizes = list(range(max(32, sizes[0] // 2), 2 * sizes[0] + 64, 64))
+        sizes = range(min(max(32, sizes[0] // 2), largest), min(2 * sizes[0], largest) + 64, 64)
         settings.note(key, f"TAO silently widens a single size s to s/2, s/2 + 64, ... 2s {NOT_RUN}")
     return {key: sorted({min(size, largest) for size in sizes})}
 

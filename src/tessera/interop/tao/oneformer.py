@@ -24,11 +24,12 @@ ALL_TASKS = "one evaluation asks the network for all three tasks"
 NO_OTHER_BACKBONE = (
     "RADIO and DiNAT do not exist here; take a Swin, or any pyramid of timm's by a file in config/backbones"
 )
-PRECISIONS = {
-    **dict.fromkeys((32, "32-true", "fp32"), "fp32"),
-    **dict.fromkeys((16, "16-mixed", "fp16"), "fp16"),
-    **dict.fromkeys(("bf16", "bf16-mixed"), "bf16"),
+_NAMES: dict[str, tuple[int | str, ...]] = {
+    "fp32": (32, "32-true", "fp32"),
+    "fp16": (16, "16-mixed", "fp16"),
+    "bf16": ("bf16", "bf16-mixed"),
 }
+PRECISIONS = {name: ours for ours, names in _NAMES.items() for name in names}
 
 Scheduler = Literal["MultiStep", "Warmuppoly"]
 ClipType = Literal["full_model", "value"]

@@ -40,8 +40,8 @@ class Found:
 
     def mistake(self, key: str, text: str, place: tuple[Path, LinedKey] | None = None) -> None:
         """``place``: where the key stands, unless that is known."""
-        path, spelled = place or self.places.get(key, (None, key))
-        self.mistakes.append(Mistake(() if path is None else (place_of(path, spelled),), spelled, text))
+        place = place or self.places.get(key)
+        self.mistakes.append(Mistake((place_of(*place),) if place else (), place[1] if place else key, text))
 
 
 def read_files(paths: Sequence[Path], model: str | None) -> Found:
