@@ -38,6 +38,19 @@ MARK = ".fetched.json"
 """In every unpacked folder: what it was made from, and how much it holds."""
 
 TAR = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_COLUMNS = (
+    TextColumn("{task.description}"),
+    BarColumn(),
+    DownloadColumn(),
+    TransferSpeedColumn(),
+    TimeRemainingColumn(),
+)
+_DAMAGED = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError, ValueError, RecursionError, MemoryError)
+"""What tarfile raises of an archive that is none, or not whole."""
+_HEADERS = (
+    tarfile.XHDTYPE + tarfile.XGLTYPE + tarfile.SOLARIS_XHDTYPE + tarfile.GNUTYPE_LONGNAME + tarfile.GNUTYPE_LONGLINK
+)
+"""A byte for each type of member that is read into memory as a whole."""
 _PIECE = 1 << 20
 _MOST_MEMBERS = 100_000_000
 """Of an archive, where the disk tells no limit of its own."""
@@ -58,7 +71,7 @@ def fetch_dataset(dataset: DatasetSpec, data_root: str, progress: bool = True) -
     home = Path(GENERATED_ROOT) / dataset.name
     busy = f"{home}: another `tessera fetch {dataset.name}` is at work; wait for it, or stop it first"
     undeclared: list[str] = []
-    with writing(home), only_process(home / ".fetch.lock", busy), _bars(progress) as bars:
+    with writing(home), only_process(home / ".fetch.lock", busy), Progress(*_COLUMNS, disable=not progress) as bars:
         for folder, archive in dataset.fetch.items():
             target = home / folder
             remove_abandoned(target.resolve().parent)
@@ -200,16 +213,7 @@ def extract(path: Path, folder: Path, address: str, bars: Progress) -> None:
                 behind += len(piece)
                 if behind > _LONGEST_END:
                     raise _BombError(f"more than {_LONGEST_END} bytes behind its end")
-    except (
-        tarfile.TarError,
-        EOFError,
-        zlib.error,
-        lzma.LZMAError,
-        OSError,
-        ValueError,
-        RecursionError,
-        MemoryError,
-    ) as error:
+    except _DAMAGED as error:
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
             raise
         reason = (
@@ -274,15 +278,6 @@ class _Member(tarfile.TarInfo):
         raise _BombError(_sparse(next.name))
 
 
-_HEADERS = (
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-)
-
-
 def _sparse(name: str) -> str:
     return f"member {name!r} is a sparse file, which a few bytes make as large as they like; pack it without --sparse"
 
@@ -305,14 +300,3 @@ def _extract_member(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path,
     place.parent.mkdir(parents=True, exist_ok=True)
     with source, place.open("wb") as stream:
         shutil.copyfileobj(source, stream, _PIECE)
-
-
-def _bars(progress: bool) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, disable=not progress)

@@ -10,7 +10,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from tessera.interop.tao.read import Found
 from tessera.interop.tao.table import DataPath, Fate, Row, Settings
 from tessera.spec.describe import keys_of
 from tessera.spec.layers import OWNED, nested
@@ -56,16 +55,13 @@ class Converted:
         return any(key.endswith(".annotations") for key in self.values)
 
 
-def convert(found: Found) -> Converted:
+def convert(found: Settings) -> Converted:
     """Mistakes go to ``found``; the result is of use only without any."""
-    settings = Settings(found.values, found.table.rows)
-    values, origins = _one_by_one(found, settings)
-    _together(found, settings, values, origins)
+    values, origins = _one_by_one(found)
+    _together(found, values, origins)
     for fixed in found.table.fixed:
-        if fixed.to.partition(".")[0] in found.sections and fixed.to not in values and fixed.when(settings):
+        if fixed.to.partition(".")[0] in found.sections and fixed.to not in values and fixed.when(found):
             values[fixed.to], origins[fixed.to] = fixed.value, fixed.why
-    for key, text in settings.refused:
-        found.mistake(key, text)
     data_root = _relative(values, found)
     names_data = any(key.endswith(".annotations") for key in values)
     order = {key.name: number for number, key in enumerate(keys_of(SPECS[found.table.family]))}
@@ -73,34 +69,34 @@ def convert(found: Found) -> Converted:
     values = {key: values[key] for key in sorted(kept, key=order.__getitem__)}
     if not found.mistakes:
         _require_valid(values, found)
-    outcomes = tuple(_outcome(found.table.rows[key], found, settings, values) for key in found.places)
+    outcomes = tuple(_outcome(found.table.rows[key], found, values) for key in found.places)
     return Converted(found.table.family, values, {key: origins[key] for key in values}, outcomes, data_root)
 
 
-def _one_by_one(found: Found, settings: Settings) -> tuple[dict[str, Any], dict[str, str]]:
+def _one_by_one(found: Settings) -> tuple[dict[str, Any], dict[str, str]]:
     """Our values and their origins, of keys that go into ours alone."""
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for row in found.table.lines:
         wanted = row.impose and row.default is not None and row.key.partition(".")[0] in found.sections
-        if row.convert is None or not (settings.given(row.key) or wanted):
+        if row.convert is None or not (found.given(row.key) or wanted):
             continue
         try:
-            value = row.convert(settings[row.key])
+            value = row.convert(found[row.key])
         except ValueError as error:
-            settings.refuse(row.key, f"found {settings[row.key]}; {error}")
+            found.refuse(row.key, f"found {found[row.key]}; {error}")
             continue
         values |= dict.fromkeys(row.to, value)
         origins |= dict.fromkeys(row.to, _origin(found, row))
     return values, origins
 
 
-def _together(found: Found, settings: Settings, values: dict[str, Any], origins: dict[str, str]) -> None:
+def _together(found: Settings, values: dict[str, Any], origins: dict[str, str]) -> None:
     """Adds what the rules make."""
     for rule in found.table.rules:
-        for key, value in rule(settings).items():
+        for key, value in rule(found).items():
             sources = [row for row in found.table.lines if row.convert is None and key in row.to]
-            said = [row for row in sources if settings.given(row.key) and row.key not in settings.passed_over]
+            said = [row for row in sources if found.given(row.key) and row.key not in found.passed_over]
             present = any(row.key.partition(".")[0] in found.sections for row in sources)
             named = key == "model.backbone.name" and found.sections & SECTIONS
             if said or present or not sources or named:
@@ -109,28 +105,28 @@ def _together(found: Found, settings: Settings, values: dict[str, Any], origins:
                 origins[key] = ", ".join(_origin(found, row) for row in told) or "which data there are"
 
 
-def _origin(found: Found, row: Row) -> str:
+def _origin(found: Settings, row: Row) -> str:
     return f"TAO: {found.places[row.key][1]}" if row.key in found.values else f"TAO's default of {row.key}"
 
 
-def _outcome(row: Row, found: Found, settings: Settings, values: Mapping[str, Any]) -> Outcome:
+def _outcome(row: Row, found: Settings, values: Mapping[str, Any]) -> Outcome:
     spelled = found.places[row.key][1]
     notes = [] if spelled == row.key or spelled.startswith("data.") else [f"TAO's source calls it {row.key}"]
     if row.key not in found.values:
         return Outcome(spelled, found.open[row.key], Fate.OPEN, {}, tuple(notes))
     value, fate = found.values[row.key], row.fate
-    if row.key in settings.passed_over:
-        return Outcome(spelled, value, Fate.LEFT_OUT, {}, (*notes, settings.passed_over[row.key]))
+    if row.key in found.passed_over:
+        return Outcome(spelled, value, Fate.LEFT_OUT, {}, (*notes, found.passed_over[row.key]))
     ours = {key: values[key] for key in row.to if key in values}
     notes += [row.note] if row.note and fate is not Fate.SAME else []
-    notes += settings.notes.get(row.key, [])
+    notes += found.notes.get(row.key, [])
     if row.to and not ours:
         fate = Fate.LEFT_OUT
         notes = [NO_DATA] if all(OWNED.get(key) == "datasets" for key in row.to) else notes
     return Outcome(spelled, value, fate, ours, tuple(notes))
 
 
-def _relative(values: dict[str, Any], found: Found) -> str | None:
+def _relative(values: dict[str, Any], found: Settings) -> str | None:
     """Writes data paths relative to the folder that holds all of them, and returns it."""
     paths = {path: key for key, value in values.items() for path in _data_paths(value)}
     if not paths:
@@ -138,7 +134,7 @@ def _relative(values: dict[str, Any], found: Found) -> str | None:
     if len({posixpath.isabs(path) for path in paths}) > 1:
         first, key = next((path, key) for path, key in paths.items() if not posixpath.isabs(path))
         row = next(row for row in found.table.lines if key in row.to and row.key in found.values)
-        found.mistake(
+        found.refuse(
             row.key,
             f"{first!r} is relative and others are absolute; give all in the same way, so that they have one data root",
         )
@@ -154,7 +150,7 @@ def _data_paths(value: Any) -> list[str]:
     return [entry.path for entry in (value if isinstance(value, list) else [value]) if isinstance(entry, DataPath)]
 
 
-def _require_valid(values: Mapping[str, Any], found: Found) -> None:
+def _require_valid(values: Mapping[str, Any], found: Settings) -> None:
     spec = SPECS[found.table.family]
     content = nested({tuple(key.split(".")): Value(value, "") for key, value in values.items()})
     content.setdefault("model", {})["name"] = found.table.family
@@ -164,4 +160,4 @@ def _require_valid(values: Mapping[str, Any], found: Found) -> None:
         for mistake in from_validation(error, spec, content, {}):
             sources = [row.key for row in found.table.lines if mistake.key in row.to]
             key = next((key for key in sources if key in found.values), next(iter(sources), mistake.key))
-            found.mistake(key, mistake.text if key == mistake.key else f"becomes {mistake.key} here: {mistake.text}")
+            found.refuse(key, mistake.text if key == mistake.key else f"becomes {mistake.key} here: {mistake.text}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,54 +10,30 @@ from tessera.files import UserError
 from tessera.interop.tao.deformable_detr import TABLE as DEFORMABLE_DETR
 from tessera.interop.tao.mask2former import TABLE as MASK2FORMER
 from tessera.interop.tao.oneformer import TABLE as ONEFORMER
-from tessera.interop.tao.table import Fate, Table
+from tessera.interop.tao.table import Fate, Settings, Table
 from tessera.spec.describe import nearest_names
-from tessera.spec.mistakes import Mistake
-from tessera.spec.parts import LinedKey, place_of, read_mapping, shown
+from tessera.spec.parts import LinedKey, read_mapping, shown
 
 TABLES: dict[str, Table] = {table.family: table for table in (MASK2FORMER, ONEFORMER, DEFORMABLE_DETR)}
 MANDATORY = "???"
 """What hydra calls a value that has to come from the command line."""
 
 
-@dataclass
-class Found:
-    """What the files say, by the source's name of each key."""
-
-    table: Table
-    values: dict[str, Any] = field(default_factory=dict)
-    """Given values in their types."""
-    open: dict[str, Any] = field(default_factory=dict)
-    """Keys that stand in the file and say nothing: `???` or null."""
-    places: dict[str, tuple[Path, LinedKey]] = field(default_factory=dict)
-    """File, and the key as it is spelled there."""
-    mistakes: list[Mistake] = field(default_factory=list)
-
-    @property
-    def sections(self) -> set[str]:
-        return {key.partition(".")[0] for key in (*self.values, *self.open)}
-
-    def mistake(self, key: str, text: str, place: tuple[Path, LinedKey] | None = None) -> None:
-        """``place``: where the key stands, unless that is known."""
-        place = place or self.places.get(key)
-        self.mistakes.append(Mistake((place_of(*place),) if place else (), place[1] if place else key, text))
-
-
-def read_files(paths: Sequence[Path], model: str | None) -> Found:
+def read_files(paths: Sequence[Path], model: str | None) -> Settings:
     """All files as one spec. Raises UserError where a file is no YAML or the model cannot be told."""
     contents = {path: read_mapping(path, twice_read=True) for path in paths}
-    found = Found(TABLES[_choose(contents, model)])
+    found = Settings(TABLES[_choose(contents, model)])
     for path, content in contents.items():
         for spelled, value in _leaves(content, found.table):
             _take(found, (path, spelled), value)
     return found
 
 
-def _take(found: Found, place: tuple[Path, LinedKey], value: Any) -> None:
+def _take(found: Settings, place: tuple[Path, LinedKey], value: Any) -> None:
     key = _renamed(place[1], found.table)
     row = found.table.rows.get(key)
     if row is None:
-        found.mistake(key, _unknown(key, found.table), place)
+        found.refuse(key, _unknown(key, found.table), place)
         return
     if value is None or value == MANDATORY:
         found.open[key] = value
@@ -67,12 +42,12 @@ def _take(found: Found, place: tuple[Path, LinedKey], value: Any) -> None:
     try:
         read = found.table.read(row, value)
     except ValueError as error:
-        found.mistake(key, str(error), place)
+        found.refuse(key, str(error), place)
         return
     if row.fate in (Fate.TAKEN, Fate.REVIVED) and found.values.get(key, read) != read:
         other, name = found.places[key]
         text = f"{shown(value)} here, but {shown(found.values[key])} as {name} in {other}; one experiment has one value"
-        found.mistake(key, text, place)
+        found.refuse(key, text, place)
         return
     found.values[key] = read
     found.places[key] = place

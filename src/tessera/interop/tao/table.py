@@ -11,13 +11,15 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge
 from pydantic import AfterValidator, TypeAdapter, ValidationError
 
 from tessera.spec.describe import locate, type_words
-from tessera.spec.parts import inline_yaml, shown
+from tessera.spec.mistakes import Mistake
+from tessera.spec.parts import LinedKey, inline_yaml, place_of, shown
 from tessera.spec.schema import SPECS
 
 
@@ -55,40 +57,7 @@ class Row:
     """TAO's default is written out when the file does not have the key. Not so for what belongs to a machine."""
 
 
-class Settings:
-    """What the file says about every row of a table, and what the rules have to say about it."""
-
-    def __init__(self, values: Mapping[str, Any], rows: Mapping[str, Row]) -> None:
-        self._values = values
-        self._rows = rows
-        self.refused: list[tuple[str, str]] = []
-        """(TAO key, what is wrong and what to do)."""
-        self.notes: dict[str, list[str]] = {}
-        """TAO key -> remarks for the report."""
-        self.passed_over: dict[str, str] = {}
-        """TAO key -> why it is not read."""
-
-    def __getitem__(self, key: str) -> Any:
-        """The file's value, else TAO's default; None where there is neither."""
-        return self._values.get(key, self._rows[key].default)
-
-    def given(self, *keys: str) -> bool:
-        """The file has one of the keys."""
-        return any(key in self._values for key in keys)
-
-    def refuse(self, key: str, text: str) -> None:
-        self.refused.append((key, text))
-
-    def note(self, key: str, text: str) -> None:
-        if self.given(key):
-            self.notes.setdefault(key, []).append(text)
-
-    def pass_over(self, reason: str, *keys: str) -> None:
-        """Another key decides that TAO does not read these."""
-        self.passed_over |= {key: reason for key in keys if self.given(key)}
-
-
-Rule = Callable[[Settings], Mapping[str, Any]]
+Rule = Callable[["Settings"], Mapping[str, Any]]
 """Makes our values, by dotted key, from several keys together, and refuses those that contradict each other. Which key took part in
 which value is said by the rows."""
 
@@ -153,6 +122,48 @@ class Table:
             assert found is not None, row.to
             return Annotated[found.annotation, *found.metadata] if found.metadata else found.annotation
         return row.kind or _type_of(row.default)
+
+
+@dataclass
+class Settings:
+    """What the files say about every row of a table, by the source's name of each key, and what is to be said about that."""
+
+    table: Table
+    values: dict[str, Any] = field(default_factory=dict)
+    """Given values in their types."""
+    open: dict[str, Any] = field(default_factory=dict)
+    """Keys that stand in the file and say nothing: `???` or null."""
+    places: dict[str, tuple[Path, LinedKey]] = field(default_factory=dict)
+    """File, and the key as it is spelled there."""
+    mistakes: list[Mistake] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=dict)
+    """Remarks for the report."""
+    passed_over: dict[str, str] = field(default_factory=dict)
+    """Key -> why TAO does not read it, which another key decides."""
+
+    @property
+    def sections(self) -> set[str]:
+        return {key.partition(".")[0] for key in (*self.values, *self.open)}
+
+    def __getitem__(self, key: str) -> Any:
+        """The file's value, else TAO's default; None where there is neither."""
+        return self.values.get(key, self.table.rows[key].default)
+
+    def given(self, *keys: str) -> bool:
+        """The file has one of the keys."""
+        return any(key in self.values for key in keys)
+
+    def refuse(self, key: str, text: str, place: tuple[Path, LinedKey] | None = None) -> None:
+        """``place``: where the key stands, unless that is known. ``text``: what is wrong and what to do."""
+        place = place or self.places.get(key)
+        self.mistakes.append(Mistake((place_of(*place),) if place else (), place[1] if place else key, text))
+
+    def note(self, key: str, text: str) -> None:
+        if self.given(key):
+            self.notes.setdefault(key, []).append(text)
+
+    def pass_over(self, reason: str, *keys: str) -> None:
+        self.passed_over |= {key: reason for key in keys if self.given(key)}
 
 
 def expand(text: str) -> list[str]:
