@@ -99,7 +99,7 @@ def test_a_model_of_masks_cannot_learn_from_boxes(tmp_path: Path) -> None:
         (None, "bbox is None"),
         ([1, 2, float("nan"), 3], "bbox is [1, 2, nan, 3]"),
         ([1, 2, "3", 3], "bbox is [1, 2, '3', 3]"),
-        ([5, 5, -2, 3], "width or height is negative"),
+        ([5, 5, -2, 3], "width and height are 0 or more"),
     ],
 )
 @pytest.mark.parametrize("kind", ["coco", "coco_panoptic"])

@@ -214,7 +214,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     ),
     "ids of text": (
         lambda content: content["images"][0].update(id="1"),
-        "images, entry 1: id is '1', expected a whole",
+        "images, entry 1 (photos/a.png): id is '1', expected a whole",
     ),
     "half an id": (lambda content: content["images"][0].update(id=1.5), "id is 1.5, expected a whole number"),
     "id beyond what floats tell apart": (

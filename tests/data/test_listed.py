@@ -50,7 +50,7 @@ def opened(spec: DatasetSpec, root: Path) -> SegmentationDataset:
 def test_the_split_has_the_named_images_alone(lines: list[str], expected: list[int], tmp_path: Path) -> None:
     reader = opened(listed(tmp_path, *lines), tmp_path)
     for one in (reader, pickle.loads(pickle.dumps(reader))):
-        assert one.image_ids == expected and one.file_names == [NAMES[number - 1] for number in expected]
+        assert list(one.image_ids) == expected and list(one.file_names) == [NAMES[number - 1] for number in expected]
         samples = [one.read(index) for index in range(len(one))]
         assert [int(sample.target.boxes[0, 0]) for sample in samples] == expected
         assert [sample.file_name for sample in samples] == list(one.file_names)
@@ -58,7 +58,7 @@ def test_the_split_has_the_named_images_alone(lines: list[str], expected: list[i
 
 
 def test_a_list_of_a_windows_editor_is_read(tmp_path: Path) -> None:
-    assert opened(listed(tmp_path, "000002\r\n", encoding="utf-16"), tmp_path).image_ids == [2]
+    assert opened(listed(tmp_path, "000002\r\n", encoding="utf-16"), tmp_path).image_ids.tolist() == [2]
 
 
 @pytest.mark.parametrize(

@@ -87,10 +87,10 @@ def test_image_without_annotation_is_void(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("infos", "message"),
     [
-        ([{"id": 0, "category_id": 7}], "id 0, expected a whole number above 0"),
+        ([{"id": 0, "category_id": 7}], "1.png: a segment has id 0, expected a whole number above 0"),
         ([{"id": SKY, "category_id": 2}, {"id": SKY, "category_id": 2}], f"segment id {SKY} occurs more than once"),
         ([{"id": SKY, "category_id": 3}], "category_id 3 in 1 record(s)"),
-        ("text", "segments_info is str"),
+        ("text", "1.png: segments_info is 'text', expected a list"),
     ],
 )
 def test_faulty_segments_are_refused(infos: object, message: str, tmp_path: Path) -> None:

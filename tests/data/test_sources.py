@@ -45,7 +45,7 @@ def test_a_pattern_gives_its_files_by_name(tmp_path: Path) -> None:
     shard(tmp_path, "shards/a.json", {7: "7.png"})
     (tmp_path / "shards/notes.txt").write_text("no annotations")
     reader = opened(dataset_of("shards/*.json"), tmp_path)
-    assert reader.file_names == ["7.png", "1.png", "3.png"] and reader.image_ids == [7, 1, 3]
+    assert list(reader.file_names) == ["7.png", "1.png", "3.png"] and list(reader.image_ids) == [7, 1, 3]
     assert [reader.read(index).image_id for index in range(3)] == [7, 1, 3]
     assert [reader.read(index).target.boxes[0, 0].item() for index in range(3)] == [1, 2, 1]
 
@@ -56,10 +56,10 @@ def test_ids_that_meet_are_raised_file_by_file(tmp_path: Path) -> None:
     shard(tmp_path, "c.json", {20: "c20.png"})
     shard(tmp_path, "d.json", {0: "d0.png"})
     reader = opened(dataset_of(["a.json", "b.json", "c.json", "d.json"]), tmp_path)
-    assert reader.image_ids == [0, 5, 11, 15, 20, 21]
+    assert list(reader.image_ids) == [0, 5, 11, 15, 20, 21]
     samples = [reader.read(index) for index in range(6)]
-    assert [sample.image_id for sample in samples] == reader.image_ids
-    assert [sample.file_name for sample in samples] == reader.file_names
+    assert [sample.image_id for sample in samples] == list(reader.image_ids)
+    assert [sample.file_name for sample in samples] == list(reader.file_names)
 
 
 def test_every_entry_may_have_its_own_folder(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_every_entry_may_have_its_own_folder(tmp_path: Path) -> None:
     shard(tmp_path, "y/a.json", {1: "1.png"}, folder="y/photos")
     dataset = dataset_of(["x/*.json", "y/a.json"], ["x/photos", "y/photos"])
     reader = opened(dataset, tmp_path)
-    assert reader.file_names == ["x/photos/1.png", "y/photos/1.png"] and reader.image_ids == [1, 3]
+    assert list(reader.file_names) == ["x/photos/1.png", "y/photos/1.png"] and list(reader.image_ids) == [1, 3]
     assert [reader.image_path(index) for index in range(2)] == [tmp_path / name for name in reader.file_names]
     with pytest.raises(UserError, match=r"image file name '1\.png' occurs 2 times"):
         opened(dataset_of(["x/a.json", "y/a.json"], "x/photos"), tmp_path)

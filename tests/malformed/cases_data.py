@@ -114,7 +114,7 @@ ANNOTATIONS = [
         "panoptic-image-id-of-text",
         CHECK,
         "dataset demo",
-        ("images, entry 2: id is 'two'", "expected a whole number of 0 or more"),
+        ("images, entry 2 (train_00001.png): id is 'two'", "expected a whole number of 0 or more"),
         (edit(PANOPTIC, put("images.1.id", "two")),),
         lines=3,
     ),
@@ -143,14 +143,14 @@ ANNOTATIONS = [
     Case(
         "panoptic-category-that-is-a-list",
         CHECK,
-        "category_id '[1]' in 1 record(s)",
+        ": category_id is [1]",
         ("expected a whole number of 0 or more",),
         (edit(PANOPTIC, put("annotations.1.segments_info.0.category_id", [1])),),
     ),
     Case(
         "panoptic-segments-of-text",
         CHECK,
-        "train_00001.png: segments_info is str",
+        "train_00001.png: segments_info is 'none'",
         ("expected a list",),
         (edit(PANOPTIC, put("annotations.1.segments_info", "none")),),
     ),
@@ -274,8 +274,8 @@ ANNOTATIONS = [
         Case(
             f"objects-id-{name}",
             CHECK_OBJECTS,
-            "1 annotation(s) have an id that is not a whole number of 0 or more",
-            (f"the first: {value!r}",),
+            f"train_00000.png, annotation {value}: id is {value!r}",
+            ("expected a whole number of 0 or more",),
             (edit(OBJECTS, put("annotations.0.id", value)),),
         )
         for name, value in (("negative", -1), ("text", "1"), ("half", 1.5), ("bool", True), ("missing", None))
@@ -334,7 +334,7 @@ ANNOTATIONS = [
     Case(
         "objects-category-that-is-a-list",
         CHECK_OBJECTS,
-        "category_id '[1]' in 1 record(s)",
+        ": category_id is [1]",
         ("expected a whole number of 0 or more",),
         (edit(OBJECTS, put("annotations.0.category_id", [1])),),
     ),
@@ -776,7 +776,7 @@ DETECTION = [
         "box-of-negative-size",
         CHECK_OBJECTS,
         "annotation 1: bbox is [30, 40, -10, 5]",
-        ("width or height is negative", "not two corners"),
+        ("width and height are 0 or more", "not two corners"),
         boxes(put("annotations.0.bbox", [30, 40, -10, 5])),
     ),
     Case(

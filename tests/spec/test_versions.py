@@ -45,7 +45,7 @@ SOURCES = {
     **{name: stage.sources for name, stage in STAGES.items()},
     "demo": (*MAKERS["demo"], "ops/rle.py"),
     "convert": (*MAKERS["convert"], "data/label_map.py", "ops/image_size.py"),
-    "index": ("data/coco_index.py", "data/columns.py", "data/json_stream.py"),
+    "index": ("data/coco_file.py", "data/coco_index.py", "data/columns.py"),
 }
 
 

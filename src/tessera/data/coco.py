@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from pycocotools import mask as coco_mask
 
-from tessera.data.coco_index import CocoDataset, is_whole
+from tessera.data.coco_file import is_whole
+from tessera.data.coco_index import CocoDataset
 from tessera.data.reader import (
     Findings,
     annotated_boxes,

@@ -65,7 +65,9 @@ def unannotated_images(dataset: DatasetSpec, split: str, data_root: str) -> list
         places = listed_places(names, index.file_names, findings)
         findings.raise_errors(str(names))
     folder = Path(data_root) / section.images
-    return [(folder / index.file_names[place], index.file_names[place], index.image_ids[place]) for place in places]
+    return [
+        (folder / index.file_names[place], index.file_names[place], int(index.image_ids[place])) for place in places
+    ]
 
 
 def index_dataset(

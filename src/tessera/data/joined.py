@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from tessera.data.columns import Column, Numbers
+from tessera.data.columns import Column
 from tessera.data.reader import Findings, SegmentationDataset, report_repeated
 from tessera.structures import Sample, Target
 
@@ -32,7 +32,7 @@ class JoinedDataset(SegmentationDataset):
         told = [reader.has_masks for reader in readers if reader.has_masks is not None]
         self.has_masks = any(told) if told else None
         self._ends = np.cumsum([len(reader) for reader in readers])
-        self.image_ids = Numbers(_distinct([np.asarray(reader.image_ids, np.int64) for reader in readers]))
+        self.image_ids = _distinct([np.asarray(reader.image_ids, np.int64) for reader in readers])
         self.file_names = _Names(self)
         # Of a million names the hashes alone are held at once; the names only where some of them may be equal.
         if _repeats(np.fromiter(map(hash, self.file_names), np.int64, len(self.image_ids))):
@@ -61,7 +61,7 @@ class JoinedDataset(SegmentationDataset):
 
     def read(self, index: int) -> Sample:
         reader, place = self.place(index)
-        return replace(reader.read(place), image_id=self.image_ids[index], file_name=self.file_names[index])
+        return replace(reader.read(place), image_id=int(self.image_ids[index]), file_name=self.file_names[index])
 
     def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
         reader, place = self.place(index)
@@ -78,7 +78,7 @@ class JoinedDataset(SegmentationDataset):
         return "" if folder == "." else f"{folder}/"
 
 
-class _Names(Column[str]):
+class _Names(Column):
     def __init__(self, joined: JoinedDataset) -> None:
         self._joined = joined
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from torch import Tensor
 
-from tessera.data.columns import Numbers, Texts
+from tessera.data.columns import Texts
 from tessera.data.reader import Findings, SegmentationDataset, brief, relative_name
 from tessera.files import read_text, reading
 from tessera.structures import Sample, Target
@@ -34,7 +34,7 @@ class ListedImages(SegmentationDataset):
         found = Findings()
         self._places = listed_places(names, whole.file_names, found)
         findings.errors += [f"{names}: {error}" for error in found.errors]
-        self.image_ids = Numbers(np.array([whole.image_ids[place] for place in self._places], np.int64))
+        self.image_ids = np.asarray(whole.image_ids, np.int64)[self._places]
         self.file_names = Texts.of(whole.file_names[place] for place in self._places)
 
     def image_path(self, index: int) -> Path:

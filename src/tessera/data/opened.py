@@ -68,7 +68,8 @@ class OpenedData:
             return self._listed[name]
         split = self.splits[name]
         return [
-            (split.image_path(index), split.file_names[index], split.image_ids[index]) for index in range(len(split))
+            (split.image_path(index), split.file_names[index], int(split.image_ids[index]))
+            for index in range(len(split))
         ]
 
     def require_unchanged(self) -> None:

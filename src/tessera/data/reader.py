@@ -49,7 +49,7 @@ class SegmentationDataset(ABC):
     image_folder: Path
     file_names: Sequence[str]
     """Relative to the image folder, with forward slashes, unique."""
-    image_ids: Sequence[int]
+    image_ids: Sequence[int] | npt.NDArray[np.int64]
     categories: Sequence[tuple[int, str]] = ()
     """Dataset id and name, where the annotation file lists its classes; as listed, so that an id may come twice."""
     value_range: tuple[float, float] | None = None
@@ -79,7 +79,7 @@ class SegmentationDataset(ABC):
         findings = Findings()
         target = self.target(index, (image.shape[1], image.shape[2]), findings)
         findings.raise_errors(f"{self.source}, image {self.file_names[index]}")
-        return Sample(image, target, self.image_ids[index], self.file_names[index], stamp)
+        return Sample(image, target, int(self.image_ids[index]), self.file_names[index], stamp)
 
     def _stamp(self, index: int) -> int:
         found: list[int] = []
@@ -128,19 +128,6 @@ def empty_target(size: tuple[int, int], semantic: bool, masks: bool = True) -> T
         semantic=torch.full(size, IGNORE, dtype=torch.uint8) if semantic else None,
         size=size,
     )
-
-
-def parse_box(value: Any, where: str, findings: Findings) -> list[float] | None:
-    """``[x, y, width, height]`` in pixels; None, with an error, for anything else."""
-    if not isinstance(value, list) or len(value) != 4 or not all(is_number(side) for side in value):
-        findings.errors.append(f"{where}: bbox is {brief(value)}, expected [x, y, width, height], four finite numbers")
-    elif value[2] < 0 or value[3] < 0:
-        findings.errors.append(
-            f"{where}: bbox is {brief(value)}, whose width or height is negative; expected [x, y, width, height], not two corners"
-        )
-    else:
-        return value
-    return None
 
 
 def report_box(box: list[float], size: tuple[int, int], findings: Findings) -> None:

@@ -439,7 +439,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
         lambda value: value["annotations"][0].update(category_id=9),
         "category_id 9 in 1 record(s) is not among the 2",
     ),
-    "corners": (lambda value: value["annotations"][0].update(bbox=[5, 5, -1, 1]), "whose width or height is negative"),
+    "corners": (lambda value: value["annotations"][0].update(bbox=[5, 5, -1, 1]), "width and height are 0 or more"),
     "repeated id": (lambda value: value["images"][1].update(id=1), "image id 1 occurs 2 times"),
     "repeated name": (
         lambda value: value["images"][1].update(file_name="a/images/000.jpg"),

@@ -32,7 +32,7 @@ def export_kitti(dataset: DatasetSpec, data_root: str, out: Path) -> dict[str, t
                 compare_names(dataset, data_root, index.categories(), path, findings)
                 index.report(names, found)
                 index.report_boxes(names, found)
-                rows: dict[int, list[str]] = {number: [] for number in index.image_ids}
+                rows: dict[int, list[str]] = {number: [] for number in index.image_ids.tolist()}
                 # Read once more, because here numbers keep their digits. 1.0 and 1 are one key.
                 for item in () if found.errors else json.loads(read_text(path), parse_float=Decimal)["annotations"]:
                     x, y, width, height = map(Decimal, item["bbox"])
