@@ -274,7 +274,7 @@ ANNOTATIONS = [
         Case(
             f"objects-id-{name}",
             CHECK_OBJECTS,
-            f"train_00000.png, annotation {value}: id is {value!r}",
+            f"train_00000.png, annotation {value!r}: id is {value!r}",
             ("expected a whole number of 0 or more",),
             (edit(OBJECTS, put("annotations.0.id", value)),),
         )

@@ -8,17 +8,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from pycocotools import mask as coco_mask
 
 from tessera.data.coco_file import is_whole
 from tessera.data.coco_index import CocoDataset
 from tessera.data.reader import (
     Findings,
-    annotated_boxes,
     box_target,
     empty_target,
     is_number,
+    mask_target,
     report_box,
 )
 from tessera.ops.rle import decode_counts
@@ -70,19 +69,11 @@ class CocoInstances(CocoDataset):
             if mask is not None:
                 kept.append(item)
                 masks.append(mask)
-        if not kept:
-            return empty_target(size, semantic=False)
-        stacked = torch.from_numpy(np.stack(masks))
-        return Target(
-            labels=torch.tensor([self._labels[item["category_id"]] for item in kept]),
-            masks=stacked,
-            boxes=annotated_boxes(kept, stacked),
-            iscrowd=torch.tensor([bool(item["iscrowd"]) for item in kept]),
-            areas=torch.tensor(
-                [_area(item, mask) for item, mask in zip(kept, masks, strict=True)], dtype=torch.float64
-            ),
-            size=size,
-        )
+        return mask_target(kept, masks, self._labels) if kept else empty_target(size, semantic=False)
+
+
+class _MaskError(Exception):
+    """What is wrong with a mask."""
 
 
 def parse_segmentation(
@@ -90,34 +81,33 @@ def parse_segmentation(
 ) -> npt.NDArray[np.bool_] | None:
     """Polygons or run lengths to (H, W); None for what is no mask (a warning) or malformed (an error)."""
     mask: npt.NDArray[np.bool_] | None = None
-    if value is None or value == []:
-        findings.warnings["annotation without a mask, left out"] += 1
-    elif isinstance(value, list):
-        mask = _polygons(value, size, where, findings)
-    elif isinstance(value, dict):
-        mask = _run_lengths(value, size, where, findings)
-    else:
-        findings.errors.append(f"{where}: segmentation is {type(value).__name__}, expected polygons or run lengths")
+    try:
+        if value is None or value == []:
+            findings.warnings["annotation without a mask, left out"] += 1
+        elif isinstance(value, list):
+            mask = _polygons(value, size, findings)
+        elif isinstance(value, dict):
+            mask = _run_lengths(value, size)
+        else:
+            raise _MaskError(f"segmentation is {type(value).__name__}, expected polygons or run lengths")
+    except _MaskError as error:
+        findings.errors.append(f"{where}: {error}")
     if mask is not None and not mask.any():
         findings.warnings["annotation whose mask has no pixel, which no mask can match"] += 1
     return mask
 
 
-def _polygons(parts: list[Any], size: tuple[int, int], where: str, findings: Findings) -> npt.NDArray[np.bool_] | None:
+def _polygons(parts: list[Any], size: tuple[int, int], findings: Findings) -> npt.NDArray[np.bool_] | None:
     usable = []
     for part in parts:
         if not isinstance(part, list) or len(part) % 2 or not all(is_number(value) for value in part):
-            findings.errors.append(
-                f"{where}: a polygon is not a list of x, y pairs of finite numbers, as [x1, y1, x2, y2, ...]"
-            )
-            return None
+            raise _MaskError("a polygon is not a list of x, y pairs of finite numbers, as [x1, y1, x2, y2, ...]")
         farthest = max(map(abs, part), default=0)
         if farthest > _FARTHEST * max(size):
             # pycocotools walks along every pixel of the outline, and crashes where their number leaves 32 bits.
-            findings.errors.append(
-                f"{where}: a polygon reaches to {farthest:g}, the image is {size[1]}x{size[0]} (width x height); expected pixels"
+            raise _MaskError(
+                f"a polygon reaches to {farthest:g}, the image is {size[1]}x{size[0]} (width x height); expected pixels"
             )
-            return None
         if len(part) < 6:
             findings.warnings["polygon with fewer than three points, left out"] += 1
         else:
@@ -129,46 +119,35 @@ def _polygons(parts: list[Any], size: tuple[int, int], where: str, findings: Fin
     return mask
 
 
-def _run_lengths(
-    rle: dict[str, Any], size: tuple[int, int], where: str, findings: Findings
-) -> npt.NDArray[np.bool_] | None:
+def _run_lengths(rle: dict[str, Any], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
     if rle.get("size") != list(size):
-        findings.errors.append(
-            f"{where}: run lengths are for [height, width] {rle.get('size')}, the image has {list(size)}"
-        )
-        return None
+        raise _MaskError(f"run lengths are for [height, width] {rle.get('size')}, the image has {list(size)}")
     counts = rle.get("counts")
     if isinstance(counts, str):
         # pycocotools neither checks the text nor the sum; it would write past the mask. Its own expansion tells.
-        lengths = _expand(counts)
-        if lengths is None:
-            findings.errors.append(f"{where}: compressed run lengths are damaged")
-            return None
-    elif isinstance(counts, list) and all(is_whole(count) and count >= 0 for count in counts):
-        lengths = counts
-    else:
-        findings.errors.append(f"{where}: counts of run lengths are neither text nor a list of whole numbers")
-        return None
-    if sum(lengths) != size[0] * size[1]:
-        findings.errors.append(
-            f"{where}: run lengths cover {sum(lengths)} pixels, the image has {size[0] * size[1]}; is the file cut off?"
+        counts = _expand(counts)
+    elif not isinstance(counts, list) or not all(is_whole(count) and count >= 0 for count in counts):
+        raise _MaskError("counts of run lengths are neither text nor a list of whole numbers")
+    if sum(counts) != size[0] * size[1]:
+        raise _MaskError(
+            f"run lengths cover {sum(counts)} pixels, the image has {size[0] * size[1]}; is the file cut off?"
         )
-        return None
-    return decode_counts(lengths, *size)
+    return decode_counts(counts, *size)
 
 
-def _expand(text: str) -> list[int] | None:
-    """COCO's compressed counts to plain ones; None where they cannot be right.
+def _expand(text: str) -> list[int]:
+    """COCO's compressed counts to plain ones.
 
     Five bits a character from "0" upwards, bit 6 says that more follow, and from the third run on each is the difference to the
     run two before (pycocotools, maskApi.c, rleFrString).
     """
+    damaged = _MaskError("compressed run lengths are damaged")
     counts: list[int] = []
     value = shift = 0
     for character in text:
         bits = ord(character) - 48
         if not 0 <= bits < 64 or shift > 60:
-            return None
+            raise damaged
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:
@@ -178,11 +157,9 @@ def _expand(text: str) -> list[int] | None:
         if len(counts) > 2:
             value += counts[-2]
         if value < 0:
-            return None
+            raise damaged
         counts.append(value)
         value = shift = 0
-    return None if shift else counts
-
-
-def _area(item: dict[str, Any], mask: npt.NDArray[np.bool_]) -> float:
-    return float(mask.sum()) if item["area"] is None else float(item["area"])
+    if shift:
+        raise damaged
+    return counts

@@ -107,7 +107,7 @@ def read_coco(source: Path, digest: str) -> tuple[dict[str, npt.NDArray[Any]], d
     with reading_json(source):
         members = _members(source, digest)
         lacks = next((key for key in LISTS if not isinstance(members.get(key), list)), None)
-        images, annotations = (found if isinstance(found := members.pop(key, None), list) else [] for key in LISTS)
+        images, annotations = (members.pop(key) if isinstance(members.get(key), list) else [] for key in LISTS)
         found = Findings()
         listed = _images(images, found)
         first = next((value for value in map(_plain, annotations) if isinstance(value, dict)), None)
@@ -221,7 +221,8 @@ def _images(records: Collection[Any], found: Findings) -> list[tuple[int, str, i
             # LVIS gives the address of an image in place of its name: folder and name are the last two parts of it.
             name = "/".join(image.coco_url.split("/")[-2:])
         name = relative_name(name, found, f"{where}: file_name")
-        found.errors += [fault(f"{where} ({name})", key, value) for key, value in faults.items()]
+        where = where if name is None else f"{where} ({name})"
+        found.errors += [fault(where, key, value) for key, value in faults.items()]
         if name is not None and not faults:
             size = (image.height, image.width) if image.height and image.width else (0, 0)
             images.append((image.id, name, *size))
@@ -291,7 +292,7 @@ class _Objects:
                 self._add(place, segment, wrong, "segment")
 
     def _add(self, place: int, item: Segment, faults: dict[str, Any], noun: str, text: bytes = b"") -> None:
-        where = f"{self._names[place]}, {noun} {faults.get('id', item.id)}" if faults else ""
+        where = f"{self._names[place]}, {noun} {brief(faults.get('id', item.id))}" if faults else ""
         for key, value in faults.items():
             message = fault(where, key, value)
             if key == "bbox":
@@ -319,10 +320,8 @@ class _Objects:
         table = np.zeros(len(images), IMAGE)
         for key, column in (("id", 0), ("height", 2), ("width", 3)):
             table[key] = [image[column] for image in images]
-        names, masks = (
-            Texts.of(self._names),
-            Texts.of(self._masks.get(place, "") for place in range(len(images))),
-        )
+        names = Texts.of(self._names)
+        masks = Texts.of(self._masks.get(place, "") for place in range(len(images)))
         table["name"], table["mask"] = names.ends, masks.ends
         table["objects"] = np.cumsum(np.bincount(places, minlength=len(images)))
         return {

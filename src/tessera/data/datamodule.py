@@ -97,7 +97,7 @@ def eval_loader(
         sizes.append(padded_size([input_size(height, width, augmentation, fixed_size)], _DIVISOR, fixed_size))
     return Loader(
         ReadDataset(dataset),
-        FixedBatches(group_batches(sizes, size)[rank::world_size]),
+        group_batches(sizes, size)[rank::world_size],
         EvalCollate(augmentation, spec.model.pixel_mean, fixed_size, section.target_size),
         section.num_workers,
         f"dataset.{split}",
@@ -159,17 +159,6 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
                 ordered = passage
             start = place * self._together + self._rank * self._batch_size
             yield [(passage, index) for index in order[start : start + self._batch_size]]
-
-
-class FixedBatches(Sampler[list[int]]):
-    def __init__(self, batches: list[list[int]]) -> None:
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._batches)
 
 
 Augmented = tuple[Sample, tuple[int, int], Task | None]

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from tessera.data.columns import Column
-from tessera.data.reader import Findings, SegmentationDataset, report_repeated
-from tessera.structures import Sample, Target
+from tessera.data.reader import Findings, SegmentationDataset, View, report_repeated
 
 
-class JoinedDataset(SegmentationDataset):
+class JoinedDataset(View):
     """The images of the readers one after the other.
 
     Image ids: a reader whose ids meet those of an earlier one has them all raised by the largest id so far plus 1; otherwise they
@@ -43,32 +40,7 @@ class JoinedDataset(SegmentationDataset):
         told = list(dict.fromkeys(reason for reason in reasons if reason is not None))
         return "; ".join(told) if None not in reasons else None
 
-    def image_path(self, index: int) -> Path:
-        reader, place = self.place(index)
-        return reader.image_path(place)
-
-    def mask_path(self, index: int) -> Path | None:
-        reader, place = self.place(index)
-        return reader.mask_path(place)
-
-    def annotated_size(self, index: int) -> tuple[int, int] | None:
-        reader, place = self.place(index)
-        return reader.annotated_size(place)
-
-    def image(self, index: int) -> Tensor:
-        reader, place = self.place(index)
-        return reader.image(place)
-
-    def read(self, index: int) -> Sample:
-        reader, place = self.place(index)
-        return replace(reader.read(place), image_id=int(self.image_ids[index]), file_name=self.file_names[index])
-
-    def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
-        reader, place = self.place(index)
-        return reader.target(place, size, findings)
-
     def place(self, index: int) -> tuple[SegmentationDataset, int]:
-        """The reader of an image, and the image's index there."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         return self.readers[number], index - (int(self._ends[number - 1]) if number else 0)
 

@@ -7,17 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from torch import Tensor
 
 from tessera.data.columns import Texts
-from tessera.data.reader import Findings, SegmentationDataset, brief, relative_name
+from tessera.data.reader import Findings, SegmentationDataset, View, brief, relative_name
 from tessera.files import read_text, reading
-from tessera.structures import Sample, Target
 
 _SHOWN = 5
 
 
-class ListedImages(SegmentationDataset):
+class ListedImages(View):
     """Those images of ``whole`` that the lines of ``names`` name, in the order that they have there.
 
     A name is that of the file, with or without its ending and any of the folders in front: ``000007`` is ``training/image_2/000007.png``.
@@ -37,23 +35,8 @@ class ListedImages(SegmentationDataset):
         self.image_ids = np.asarray(whole.image_ids, np.int64)[self._places]
         self.file_names = Texts.of(whole.file_names[place] for place in self._places)
 
-    def image_path(self, index: int) -> Path:
-        return self.whole.image_path(self._places[index])
-
-    def mask_path(self, index: int) -> Path | None:
-        return self.whole.mask_path(self._places[index])
-
-    def annotated_size(self, index: int) -> tuple[int, int] | None:
-        return self.whole.annotated_size(self._places[index])
-
-    def image(self, index: int) -> Tensor:
-        return self.whole.image(self._places[index])
-
-    def read(self, index: int) -> Sample:
-        return self.whole.read(self._places[index])
-
-    def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
-        return self.whole.target(self._places[index], size, findings)
+    def place(self, index: int) -> tuple[SegmentationDataset, int]:
+        return self.whole, self._places[index]
 
     def nothing_to_learn(self) -> str | None:
         return self.whole.nothing_to_learn()

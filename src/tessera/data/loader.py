@@ -62,7 +62,7 @@ class Loader(DataLoader[Any]):
     def __init__(
         self,
         dataset: Dataset[Any],
-        batches: Sampler[Any],
+        batches: Sequence[Any] | Sampler[Any],
         collate: Callable[[list[Any]], Any],
         workers: int,
         key: str,

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from tessera.data.coco_index import CocoDataset
 from tessera.data.reader import (
     Findings,
-    annotated_boxes,
     box_target,
     class_target,
     empty_target,
+    mask_target,
     require_lossless,
 )
 from tessera.files import UserError
@@ -104,19 +103,7 @@ class CocoPanoptic(CocoDataset):
             return class_target(semantic)
         if not found:
             return empty_target(ids.shape, semantic=semantic is not None)
-        masks = torch.from_numpy(np.stack([ids == item["id"] for item in found]))
-        return Target(
-            labels=torch.tensor([labels[item["id"]] for item in found]),
-            masks=masks,
-            boxes=annotated_boxes(found, masks),
-            iscrowd=torch.tensor([item["iscrowd"] for item in found], dtype=torch.bool),
-            areas=torch.tensor(
-                [pixels.get(item["id"], 0) if item["area"] is None else item["area"] for item in found],
-                dtype=torch.float64,
-            ),
-            semantic=None if semantic is None else torch.from_numpy(semantic),
-            size=(ids.shape[0], ids.shape[1]),
-        )
+        return mask_target(found, [ids == item["id"] for item in found], self._labels, semantic)
 
 
 def _differs(area: float | None, pixels: int) -> bool:

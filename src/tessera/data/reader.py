@@ -8,7 +8,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -117,6 +117,34 @@ class SegmentationDataset(ABC):
             )
 
 
+class View(SegmentationDataset):
+    """Images of other readers, which may have other ids and names here."""
+
+    @abstractmethod
+    def place(self, index: int) -> tuple[SegmentationDataset, int]:
+        """The reader of an image, and the image's index there."""
+
+    def image_path(self, index: int) -> Path:
+        reader, place = self.place(index)
+        return reader.image_path(place)
+
+    def mask_path(self, index: int) -> Path | None:
+        reader, place = self.place(index)
+        return reader.mask_path(place)
+
+    def annotated_size(self, index: int) -> tuple[int, int] | None:
+        reader, place = self.place(index)
+        return reader.annotated_size(place)
+
+    def read(self, index: int) -> Sample:
+        reader, place = self.place(index)
+        return replace(reader.read(place), image_id=int(self.image_ids[index]), file_name=self.file_names[index])
+
+    def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
+        reader, place = self.place(index)
+        return reader.target(place, size, findings)
+
+
 def empty_target(size: tuple[int, int], semantic: bool, masks: bool = True) -> Target:
     """Nothing to be found; ``semantic``: with a map of ignored pixels; ``masks`` False: boxes alone were asked for."""
     return Target(
@@ -166,14 +194,29 @@ def box_target(
     )
 
 
-def annotated_boxes(objects: Sequence[dict[str, Any]], masks: Tensor) -> Tensor:
-    """(N, 4) float64: each ``bbox`` as annotated, tight around the mask where none is given."""
-    boxes = masks_to_boxes(masks).double()
+def mask_target(
+    objects: Sequence[dict[str, Any]],
+    masks: Sequence[npt.NDArray[np.bool_]],
+    labels: dict[int, int],
+    semantic: npt.NDArray[np.uint8] | None = None,
+) -> Target:
+    """Objects, of which there are some, as in ``box_target``; ``bbox`` and ``area`` are those of the mask where they are None."""
+    stacked = torch.from_numpy(np.stack(masks))
+    boxes = masks_to_boxes(stacked).double()
     for place, item in enumerate(objects):
         if item["bbox"] is not None:
             x, y, width, height = item["bbox"]
             boxes[place] = torch.tensor([x, y, x + width, y + height], dtype=torch.float64)
-    return boxes
+    areas = [mask.sum() if item["area"] is None else item["area"] for item, mask in zip(objects, masks, strict=True)]
+    return Target(
+        labels=torch.tensor([labels[item["category_id"]] for item in objects]),
+        masks=stacked,
+        boxes=boxes,
+        iscrowd=torch.tensor([item["iscrowd"] for item in objects]),
+        areas=torch.tensor(areas, dtype=torch.float64),
+        semantic=None if semantic is None else torch.from_numpy(semantic),
+        size=(stacked.shape[1], stacked.shape[2]),
+    )
 
 
 def brief(value: Any) -> str:
