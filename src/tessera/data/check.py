@@ -174,37 +174,38 @@ def _inspect_split(reader: SegmentationDataset, split: str, findings: Findings, 
     return totals
 
 
-def _unreadable(paths: Sequence[Path], dataset: DatasetSpec) -> list[str]:
-    def fault(path: Path) -> str | None:
-        try:
-            read_image(path, dataset.value_range, dataset.max_pixels)
-        except UserError as error:
-            return str(error)
+def _tried(findings: Findings, call: Callable[..., Any], *arguments: Any) -> Any:
+    """What the call returns; None, with an error, where it raises UserError."""
+    try:
+        return call(*arguments)
+    except UserError as error:
+        findings.errors.append(str(error))
         return None
 
+
+def _unreadable(paths: Sequence[Path], dataset: DatasetSpec) -> list[str]:
+    def faults(path: Path) -> list[str]:
+        findings = Findings()
+        _tried(findings, read_image, path, dataset.value_range, dataset.max_pixels)
+        return findings.errors
+
     with ThreadPoolExecutor(_THREADS) as pool:
-        return [error for error in pool.map(fault, paths) if error is not None]
+        return list(itertools.chain.from_iterable(pool.map(faults, paths)))
 
 
 def _inspect(reader: SegmentationDataset, index: int) -> tuple[Target | None, Findings]:
     """The target, if it could be made, and all that is wrong with the image and its masks."""
     findings = Findings()
-    size: tuple[int, int] | None = None
-    try:
-        image = reader.image(index)
-        size = (image.shape[1], image.shape[2])
-    except UserError as error:
-        findings.errors.append(str(error))
-    try:
-        if size is None:
-            size = reader.annotated_size(index)
+    image = _tried(findings, reader.image, index)
+
+    def target() -> Target | None:
+        size = reader.annotated_size(index) if image is None else tuple(image.shape[1:])
         mask_path = reader.mask_path(index)
         if size is None and mask_path is not None:
             size = read_image_size(mask_path, reader.max_pixels)
-        return (None if size is None else reader.target(index, size, findings)), findings
-    except UserError as error:
-        findings.errors.append(str(error))
-    return None, findings
+        return None if size is None else reader.target(index, size, findings)
+
+    return _tried(findings, target), findings
 
 
 def _summary(totals: _Totals, catalog: ClassCatalog, findings: Findings, masks: bool) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +19,7 @@ from tessera.data.reader import (
     report_box,
 )
 from tessera.ops.rle import decode_counts
-from tessera.spec.networks import Mode
-from tessera.structures import ClassCatalog, Target
+from tessera.structures import Target
 
 _FARTHEST = 10
 """A polygon may leave its image by this many of the image's longer sides; beyond, it is not in pixels of this image."""
@@ -36,25 +33,12 @@ class CocoInstances(CocoDataset):
     annotated; masks are not even looked at.
     """
 
-    def __init__(
-        self,
-        annotations: Path,
-        image_folder: Path,
-        catalog: ClassCatalog,
-        known: Collection[int],
-        mode: Mode,
-        findings: Findings,
-    ) -> None:
-        """``known``: every category id of the dataset, stuff included; any other id is an error."""
-        super().__init__(annotations, image_folder, False, catalog, known, mode, findings)
-        self.has_masks = None if self._index.kind is None else self._index.has_masks
-        self._boxes_only = mode == "detection"
-
     def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
         self.check_size(index, size, findings)
-        objects = self._index.objects(index, masks=not self._boxes_only)
+        boxes_only = self._mode == "detection"
+        objects = self._index.objects(index, masks=not boxes_only)
         objects = [item for item in objects if item["category_id"] in self._labels]
-        if self._boxes_only:
+        if boxes_only:
             return box_target([item for item in objects if item["bbox"]], self._labels, size, findings)
         kept = []
         masks = []

@@ -146,18 +146,22 @@ class CocoDataset(SegmentationDataset):
         self,
         annotations: Path,
         image_folder: Path,
-        segments: bool,
         catalog: ClassCatalog,
         known: Collection[int],
         mode: Mode,
         findings: Findings,
+        panoptic_folder: Path | None = None,
     ) -> None:
-        """``segments``: panoptic annotations; ``known``: every category id of the dataset, any other is an error."""
+        """``catalog``: the classes of the mode; ``known``: every category id of the dataset, any other is an error; ``panoptic_folder``: of the
+        PNG files, where the annotations are panoptic."""
         self.source = annotations
         self.image_folder = image_folder
         self._mode = mode
         self._labels = catalog.from_dataset_id
-        self._attach(open_index(annotations, segments))
+        self._panoptic_folder = panoptic_folder
+        self._attach(open_index(annotations, panoptic_folder is not None))
+        if panoptic_folder is None:
+            self.has_masks = None if self._index.kind is None else self._index.has_masks
         self._index.report(known, findings)
         if mode == "detection":
             # Now rather than in the middle of an epoch, when an image is first read.
@@ -165,6 +169,12 @@ class CocoDataset(SegmentationDataset):
 
     def annotated_size(self, index: int) -> tuple[int, int] | None:
         return self._index.size(index)
+
+    def mask_path(self, index: int) -> Path | None:
+        name = self._index.mask_name(index)
+        if name is None or self._panoptic_folder is None or self._mode == "detection":
+            return None
+        return self._panoptic_folder / name
 
     def nothing_to_learn(self) -> str | None:
         found = self._index.count(self._labels)
@@ -216,7 +226,9 @@ def open_index(source: Path, segments: bool | None = None) -> CocoIndex:
                 _build(source, digest, path)
                 found = CocoIndex(path)
     if segments is not None and found.lacks is not None:
-        raise _no_coco(source, found.lacks)
+        raise UserError(
+            f"{source}: has no list `{found.lacks}`; expected a COCO file (is dataset.type right? JSONL of image and mask is mask_pairs)"
+        )
     if segments is not None and found.kind is not None and (found.kind == "segments") != segments:
         if segments:
             raise UserError(
@@ -228,12 +240,6 @@ def open_index(source: Path, segments: bool | None = None) -> CocoIndex:
             "Set dataset.type to coco_panoptic and the split's `panoptic` folder, or give the instance JSON."
         )
     return found
-
-
-def _no_coco(source: Path, key: str | None) -> UserError:
-    return UserError(
-        f"{source}: has no list `{key}`; expected a COCO file (is dataset.type right? JSONL of image and mask is mask_pairs)"
-    )
 
 
 def _require_writable(folder: Path) -> None:

@@ -96,7 +96,7 @@ def eval_loader(
         height, width = section.target_size or dataset.size(index)
         sizes.append(padded_size([input_size(height, width, augmentation, fixed_size)], _DIVISOR, fixed_size))
     return Loader(
-        ReadDataset(dataset),
+        dataset,
         group_batches(sizes, size)[rank::world_size],
         EvalCollate(augmentation, spec.model.pixel_mean, fixed_size, section.target_size),
         section.num_workers,
@@ -192,19 +192,6 @@ class AugmentedDataset(Dataset[Augmented]):
             task = self._tasks.draw(self._seed, passage, index)
             target = self._tasks.target(target, task)
         return replace(sample, image=image, target=target), _size(sample.image), task
-
-
-class ReadDataset(Dataset[Sample]):
-    """Samples by index, as read."""
-
-    def __init__(self, dataset: SegmentationDataset) -> None:
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> Sample:
-        return self._dataset.read(index)
 
 
 @dataclass(frozen=True)

@@ -93,10 +93,10 @@ def index_dataset(
         opened: SegmentationDataset
         if images is None or dataset.type == "mask_pairs":
             opened = MaskPairs(annotations, images, catalog, dataset.ignore_id, found)
-        elif source.panoptic is None or dataset.type == "coco":
-            opened = CocoInstances(annotations, images, catalog, known, mode, found)
         else:
-            opened = CocoPanoptic(annotations, images, root / source.panoptic, catalog, known, mode, found)
+            folder = None if source.panoptic is None or dataset.type == "coco" else root / source.panoptic
+            kind = CocoInstances if folder is None else CocoPanoptic
+            opened = kind(annotations, images, catalog, known, mode, found, folder)
         compare_names(dataset, data_root, opened.categories, annotations, found)
         opened.value_range, opened.max_pixels = dataset.value_range, dataset.max_pixels
         return opened

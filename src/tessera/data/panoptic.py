@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,8 @@ from tessera.data.reader import (
 )
 from tessera.files import UserError
 from tessera.ops.image_size import open_image
-from tessera.spec.networks import Mode
 from tessera.spec.schema import MAX_PIXELS
-from tessera.structures import IGNORE, ClassCatalog, Target
+from tessera.structures import IGNORE, Target
 
 ABSENT = "segment without a pixel in the panoptic PNG, which nothing can match"
 UNLISTED = "segment of the panoptic PNG that the JSON does not list, taken as void"
@@ -40,34 +38,15 @@ class CocoPanoptic(CocoDataset):
     found, and every pixel of it is void. ``data.check`` refuses a split in which most segments are among those or have another area.
     """
 
-    def __init__(
-        self,
-        annotations: Path,
-        image_folder: Path,
-        panoptic_folder: Path,
-        catalog: ClassCatalog,
-        known: Collection[int],
-        mode: Mode,
-        findings: Findings,
-    ) -> None:
-        """``catalog``: the classes of the mode; ``known``: every category id of the dataset, any other is an error."""
-        super().__init__(annotations, image_folder, True, catalog, known, mode, findings)
-        self._panoptic_folder = panoptic_folder
-
-    def mask_path(self, index: int) -> Path | None:
-        name = self._index.mask_name(index)
-        return None if name is None or self._mode == "detection" else self._panoptic_folder / name
-
     def target(self, index: int, size: tuple[int, int], findings: Findings) -> Target:
         self.check_size(index, size, findings)
-        name, segments = self._index.mask_name(index), self._index.objects(index)
-        if name is None:
+        segments, path = self._index.objects(index), self.mask_path(index)
+        if self._index.mask_name(index) is None:
             findings.warnings["image without a panoptic annotation, taken as void"] += 1
             return self._nothing(size)
-        if self._mode == "detection":
+        if path is None:
             boxes = [item for item in segments if item["category_id"] in self._labels and item["bbox"]]
             return box_target(boxes, self._labels, size, findings)
-        path = self._panoptic_folder / name
         ids = read_panoptic_ids(path, self.max_pixels)
         if ids.shape != size:
             findings.errors.append(

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from tessera.files import UserError, is_text, raise_all
 from tessera.ops.image_size import read_image_size
@@ -38,7 +39,7 @@ class Findings:
         raise_all(title, self.errors)
 
 
-class SegmentationDataset(ABC):
+class SegmentationDataset(Dataset[Sample], ABC):
     """One split of a dataset, indexed once; images and masks are read when asked for.
 
     ``file_names`` and ``image_ids`` are in the order of the indices: by image id (COCO), by line (mask pairs).
@@ -59,6 +60,9 @@ class SegmentationDataset(ABC):
 
     def __len__(self) -> int:
         return len(self.file_names)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.read(index)
 
     def image_path(self, index: int) -> Path:
         return self.image_folder / self.file_names[index]
