@@ -11,13 +11,13 @@ import pytest
 
 from tessera.data.catalog import load_catalog
 from tessera.data.check import check_dataset
-from tessera.data.datasets import SegmentationDataset, open_dataset, unannotated_images
+from tessera.data.datasets import open_dataset, unannotated_images
 from tessera.files import UserError
 from tessera.interop.kitti import convert_dataset
 from tessera.ops.kitti import kitti_row
 from tessera.spec.lineage import data_digest, data_files
 from tessera.spec.schema import ConvertSpec, DatasetSpec, SplitSpec
-from tests.data.files import photo, save, write, write_pairs
+from tests.data.files import opened, photo, save, write, write_pairs
 
 NAMES = ["a/000001.png", "a/000002.png", "b/000001.png", "b/000003.jpg", "b/000003.png"]
 
@@ -34,10 +34,6 @@ def listed(root: Path, *lines: str, encoding: str = "utf-8") -> DatasetSpec:
     return DatasetSpec(name="tiny", type="coco", train=split)
 
 
-def opened(spec: DatasetSpec, root: Path) -> SegmentationDataset:
-    return open_dataset(spec, "train", load_catalog(spec, str(root), "detection"), "detection", str(root))
-
-
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [
@@ -48,7 +44,7 @@ def opened(spec: DatasetSpec, root: Path) -> SegmentationDataset:
     ],
 )
 def test_the_split_has_the_named_images_alone(lines: list[str], expected: list[int], tmp_path: Path) -> None:
-    reader = opened(listed(tmp_path, *lines), tmp_path)
+    reader = opened(listed(tmp_path, *lines), tmp_path, "detection")
     for one in (reader, pickle.loads(pickle.dumps(reader))):
         assert list(one.image_ids) == expected and list(one.file_names) == [NAMES[number - 1] for number in expected]
         samples = [one.read(index) for index in range(len(one))]
@@ -58,7 +54,7 @@ def test_the_split_has_the_named_images_alone(lines: list[str], expected: list[i
 
 
 def test_a_list_of_a_windows_editor_is_read(tmp_path: Path) -> None:
-    assert opened(listed(tmp_path, "000002\r\n", encoding="utf-16"), tmp_path).image_ids.tolist() == [2]
+    assert opened(listed(tmp_path, "000002\r\n", encoding="utf-16"), tmp_path, "detection").image_ids.tolist() == [2]
 
 
 @pytest.mark.parametrize(
@@ -79,14 +75,14 @@ def test_a_list_of_a_windows_editor_is_read(tmp_path: Path) -> None:
 )
 def test_what_a_list_leaves_open_is_refused(lines: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        opened(listed(tmp_path, *lines), tmp_path)
+        opened(listed(tmp_path, *lines), tmp_path, "detection")
 
 
 def test_a_list_that_is_missing_is_named(tmp_path: Path) -> None:
     spec = listed(tmp_path)
     (tmp_path / "list.txt").unlink()
     with pytest.raises(UserError, match=r"list\.txt: no such file; expected a list of images, one name a line"):
-        opened(spec, tmp_path)
+        opened(spec, tmp_path, "detection")
 
 
 def test_faults_are_told_of_the_file_that_has_them(tmp_path: Path) -> None:
@@ -95,7 +91,7 @@ def test_faults_are_told_of_the_file_that_has_them(tmp_path: Path) -> None:
     content["annotations"][0]["area"] = "9"
     write(tmp_path / "a.json", content)
     with pytest.raises(UserError, match=r"a\.json: a/000001\.png, annotation 1: area is '9'"):
-        opened(spec, tmp_path)
+        opened(spec, tmp_path, "detection")
 
 
 def test_a_list_is_part_of_the_data(tmp_path: Path) -> None:

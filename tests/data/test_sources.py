@@ -8,14 +8,14 @@ import pytest
 
 from tessera.data.catalog import full_catalog, load_catalog
 from tessera.data.datamodule import eval_loader
-from tessera.data.datasets import SegmentationDataset, open_dataset
+from tessera.data.datasets import open_dataset
 from tessera.data.label_map import parse_label_map
 from tessera.data.opened import OpenedData
 from tessera.files import UserError
 from tessera.spec.lineage import data_digest, data_files
 from tessera.spec.networks import DeformableDetrSpec
 from tessera.spec.schema import SPECS, DatasetSpec, SplitSpec
-from tests.data.files import photo, save, write
+from tests.data.files import opened, photo, save, write
 
 CLASSES = [{"id": 1, "name": "car"}, {"id": 4, "name": "cat"}]
 
@@ -36,15 +36,11 @@ def dataset_of(annotations: str | list[str], images: str | list[str] = "images",
     return DatasetSpec(name="tiny", type="coco", train=SplitSpec(images=images, annotations=annotations), **keys)
 
 
-def opened(dataset: DatasetSpec, root: Path) -> SegmentationDataset:
-    return open_dataset(dataset, "train", load_catalog(dataset, str(root), "detection"), "detection", str(root))
-
-
 def test_a_pattern_gives_its_files_by_name(tmp_path: Path) -> None:
     shard(tmp_path, "shards/b.json", {3: "3.png", 1: "1.png"})
     shard(tmp_path, "shards/a.json", {7: "7.png"})
     (tmp_path / "shards/notes.txt").write_text("no annotations")
-    reader = opened(dataset_of("shards/*.json"), tmp_path)
+    reader = opened(dataset_of("shards/*.json"), tmp_path, "detection")
     assert list(reader.file_names) == ["7.png", "1.png", "3.png"] and list(reader.image_ids) == [7, 1, 3]
     assert [reader.read(index).image_id for index in range(3)] == [7, 1, 3]
     assert [reader.read(index).target.boxes[0, 0].item() for index in range(3)] == [1, 2, 1]
@@ -55,7 +51,7 @@ def test_ids_that_meet_are_raised_file_by_file(tmp_path: Path) -> None:
     shard(tmp_path, "b.json", {5: "b5.png", 9: "b9.png"})
     shard(tmp_path, "c.json", {20: "c20.png"})
     shard(tmp_path, "d.json", {0: "d0.png"})
-    reader = opened(dataset_of(["a.json", "b.json", "c.json", "d.json"]), tmp_path)
+    reader = opened(dataset_of(["a.json", "b.json", "c.json", "d.json"]), tmp_path, "detection")
     assert list(reader.image_ids) == [0, 5, 11, 15, 20, 21]
     samples = [reader.read(index) for index in range(6)]
     assert [sample.image_id for sample in samples] == list(reader.image_ids)
@@ -66,11 +62,11 @@ def test_every_entry_may_have_its_own_folder(tmp_path: Path) -> None:
     shard(tmp_path, "x/a.json", {1: "1.png"}, folder="x/photos")
     shard(tmp_path, "y/a.json", {1: "1.png"}, folder="y/photos")
     dataset = dataset_of(["x/*.json", "y/a.json"], ["x/photos", "y/photos"])
-    reader = opened(dataset, tmp_path)
+    reader = opened(dataset, tmp_path, "detection")
     assert list(reader.file_names) == ["x/photos/1.png", "y/photos/1.png"] and list(reader.image_ids) == [1, 3]
     assert [reader.image_path(index) for index in range(2)] == [tmp_path / name for name in reader.file_names]
     with pytest.raises(UserError, match=r"image file name '1\.png' occurs 2 times"):
-        opened(dataset_of(["x/a.json", "y/a.json"], "x/photos"), tmp_path)
+        opened(dataset_of(["x/a.json", "y/a.json"], "x/photos"), tmp_path, "detection")
     with pytest.raises(ValueError, match=r"one for each of the 2 entries of train\.annotations, found 1"):
         dataset_of(["x/a.json", "y/a.json"], ["x/photos"])
 
@@ -82,7 +78,7 @@ def test_errors_name_their_file(tmp_path: Path) -> None:
     content["annotations"][0]["category_id"] = 9
     write(tmp_path / "b.json", content)
     with pytest.raises(UserError, match=r"b\.json: category_id 9 in 1 record"):
-        opened(dataset_of(["a.json", "b.json"]), tmp_path)
+        opened(dataset_of(["a.json", "b.json"]), tmp_path, "detection")
 
 
 def test_categories_are_merged_and_must_agree(tmp_path: Path) -> None:
@@ -94,7 +90,7 @@ def test_categories_are_merged_and_must_agree(tmp_path: Path) -> None:
         full_catalog(dataset_of(["a.json", "c.json"]), str(tmp_path))
     (tmp_path / "map.txt").write_text("one\ntwo\nthree\nfour\n")
     with pytest.raises(UserError, match=r"category 4 is 'four' in .*map\.txt and 'bear' in .*c\.json"):
-        opened(dataset_of(["a.json", "c.json"], label_map="map.txt"), tmp_path)
+        opened(dataset_of(["a.json", "c.json"], label_map="map.txt"), tmp_path, "detection")
 
 
 def test_names_of_one_id_agree_in_all_files_but_for_case_and_white_space(tmp_path: Path) -> None:
@@ -115,7 +111,7 @@ def test_names_of_one_id_agree_in_all_files_but_for_case_and_white_space(tmp_pat
         open_dataset(dataset, "train", model, "detection", str(tmp_path))
     padded = dataset.model_copy(update={"label_map": "map.json", "contiguous_id": False, "num_classes": 4})
     write(tmp_path / "map.json", [{"id": 4, "name": "traffic light"}])
-    assert len(opened(padded, tmp_path)) == 1, "an id that the map leaves out has no name to differ from"
+    assert len(opened(padded, tmp_path, "detection")) == 1, "an id that the map leaves out has no name to differ from"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +130,7 @@ def test_names_that_lead_nowhere_or_twice(
     shard(tmp_path, "a.json", {1: "1.png"})
     (tmp_path / "map.txt").write_text("one\ntwo\nthree\nfour")
     with pytest.raises(UserError, match=message):
-        opened(dataset_of(annotations, label_map=label_map), tmp_path)
+        opened(dataset_of(annotations, label_map=label_map), tmp_path, "detection")
 
 
 def test_the_lineage_covers_every_matched_file(tmp_path: Path) -> None:

@@ -125,6 +125,7 @@ def read_coco(source: Path, digest: str) -> tuple[dict[str, npt.NDArray[Any]], d
         "warnings": found.warnings + objects.warnings,
         "used": [pair for pair in zip(used.tolist(), counts.tolist(), strict=True) if pair[0] >= 0],
         "boxes": objects.box_faults(),
+        "boxless": bool(np.isnan(columns["objects"]["box"][:, 0]).any()),
     }
 
 
