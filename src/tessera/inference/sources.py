@@ -160,7 +160,7 @@ def read_image_list(path: Path, folder: Path) -> list[ImageSource]:
         raise UserError(f"{path}: expected a COCO file with a list `images` of objects with `id` and `file_name`")
     return [
         ImageSource(folder / name, name, identity)
-        for name, identity in zip(index.file_names, index.image_ids, strict=True)
+        for name, identity in zip(index.file_names, index.image_ids.tolist(), strict=True)
     ]
 
 

@@ -8,10 +8,12 @@ import mmap
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from tessera.data.json_stream import members
+import msgspec
+
 from tessera.data.label_map import parse_label_map, read_label_map
-from tessera.files import UserError, missing, open_input
+from tessera.files import UserError, missing, open_input, read_text
 from tessera.spec.lineage import GENERATED_ROOT, dataset_root
 from tessera.spec.schema import DatasetSpec, Spec
 from tessera.spec.sources import sources
@@ -78,6 +80,10 @@ def _found_lack(path: Path, size: int, modified: int) -> str | None:
         return "has no list `annotations`" if content.find(b'"images"') >= 0 else None
 
 
+class _Categories(msgspec.Struct):
+    categories: Any = None
+
+
 def _classes(dataset: DatasetSpec, root: str) -> ClassCatalog | None:
     """All classes; None where they cannot be told, or the check reports why."""
     try:
@@ -86,8 +92,7 @@ def _classes(dataset: DatasetSpec, root: str) -> ClassCatalog | None:
         files = [Path(root, source.annotations) for source in sources(dataset.train, root)]
         if len(files) != 1 or files[0].stat().st_size > _SMALL:
             return None
-        read = members(files[0], ("images", "annotations"), lambda _: None)
-        listed = next((value for key, _, value in read if key == "categories"), None)
+        listed = msgspec.json.decode(read_text(files[0]), type=_Categories).categories
         return parse_label_map(listed, files[0], dataset.contiguous_id, dataset.num_classes)
-    except (OSError, UserError):
+    except (OSError, UserError, ValueError, RecursionError, msgspec.MsgspecError):
         return None
