@@ -408,11 +408,11 @@ def test_a_list_for_a_test_server_keeps_its_ids_and_names(tmp_path):
     ("images", "message"),
     [
         ([], "expected a COCO file with a list `images`"),
-        ([{"id": "1", "file_name": "a.png"}], r"image 1 has id '1' and file_name 'a\.png', expected a whole number"),
-        ([{"id": True, "file_name": "a.png"}], "image 1 has id True"),
-        ([{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}], "image 2 has the id 1 of image 1 again"),
+        ([{"id": "1", "file_name": "a.png"}], r"entry 1 \(a\.png\): id is '1', expected a whole number"),
+        ([{"id": True, "file_name": "a.png"}], "entry 1 .*id is True"),
+        ([{"id": 1, "file_name": "a.png"}, {"id": 1, "file_name": "b.png"}], "image id 1 occurs 2 times"),
         ([{"id": 1, "file_name": "../a.png"}], "without '..'"),
-        ([7], "image 1 has id None"),
+        ([7], "entry 1: is 7, expected an object"),
     ],
 )
 def test_a_list_of_something_else_is_refused(tmp_path, images, message):
