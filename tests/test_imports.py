@@ -19,13 +19,15 @@ ALLOWED: dict[str, set[str]] = {
     "ops": GROUND,
     "data": GROUND | {"ops"},
     "models": GROUND | {"ops"},
-    "evaluation": GROUND | {"ops"},
-    "inference": GROUND | {"ops", "models"},
+    "progress": set(),
+    "metrics": GROUND | {"ops", "progress"},
+    "pictures": GROUND | {"ops", "metrics"},
+    "tables": GROUND | {"metrics", "pictures"},
+    "inference": GROUND | {"ops", "models", "pictures", "progress"},
     "gpus": {"files"},
     "log": set(),
-    "training": GROUND | {"ops", "models", "data", "evaluation", "gpus", "log"},
+    "training": GROUND | {"ops", "models", "data", "metrics", "pictures", "gpus", "log"},
     "deploy": GROUND | {"ops", "models", "data", "inference"},
-    "reporting": GROUND,
     "interop": GROUND | {"ops", "models", "data"},
 }
 """Package or module -> what it may import of ours, wherever in a file the import stands. `cli` and `commands` may import all."""
@@ -35,15 +37,7 @@ SHARED_BY_FAMILIES = {"common", "backbone", "base", "swin", "gcvit", "pyramid", 
 
 EXCEPTIONS = {
     ("spec/told.py", "data"): "label maps and lists of categories need no torch, and planning tells what they lack",
-    (
-        "reporting/compare.py",
-        "evaluation",
-    ): "evaluation/statistics.py is the file that evaluate writes and tables resample; it needs no torch",
-    ("reporting/statistics.py", "evaluation"): "the same",
-    ("reporting/figures.py", "evaluation"): "the same",
-    ("reporting/verify.py", "evaluation"): "the same",
     ("models/backbone.py", "interop"): "the one place where a network takes over weights that others published",
-    ("inference/results.py", "evaluation"): "evaluation/draw.py draws the pictures of both stages",
     ("inference/sources.py", "data"): "data/coco_index.py is the one reader of COCO files, lists of images among them",
 }
 
@@ -142,7 +136,7 @@ def test_a_family_never_imports_a_family() -> None:
 
 def test_the_walk_sees_lazy_relative_and_dynamic_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "SOURCE", tmp_path)
-    path = tmp_path / "evaluation" / "bad.py"
+    path = tmp_path / "metrics" / "bad.py"
     path.parent.mkdir()
     path.write_text(
         "import tessera.models.base\nfrom .. import data\nfrom ..training import train\n"
@@ -161,7 +155,7 @@ LIGHT = [
     module_name(path)
     for path in FILES
     if path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    in ("spec", "files", "gpus", "log", "structures", "provenance", "reporting", "cli", "commands")
+    in ("spec", "files", "gpus", "log", "structures", "progress", "provenance", "tables", "cli", "commands")
     or path.is_relative_to(SOURCE / "interop" / "tao")
 ]
 
@@ -175,7 +169,7 @@ def loaded_by(modules: list[str]) -> set[str]:
 
 
 def test_planning_tables_and_command_line_start_without_torch() -> None:
-    assert {"tessera.spec.compose", "tessera.cli", "tessera.reporting.compare"} <= set(LIGHT)
+    assert {"tessera.spec.compose", "tessera.cli", "tessera.tables.compare"} <= set(LIGHT)
     assert not loaded_by(LIGHT) & {
         "torch",
         "torchvision",

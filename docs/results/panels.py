@@ -10,10 +10,10 @@ import sys
 from pathlib import Path
 
 from tessera.data.datasets import open_dataset
-from tessera.evaluation.draw import draw_predictions, draw_truth
 from tessera.inference import load_predictor
-from tessera.reporting.panels import Row, draw_sheet, evenly_spread
-from tessera.reporting.style import save
+from tessera.pictures.overlays import draw_predictions, draw_truth
+from tessera.pictures.panels import Row, draw_sheet, evenly_spread
+from tessera.pictures.style import save
 from tessera.spec.compose import load_grid
 
 PICTURES = 3

@@ -407,8 +407,8 @@ def import_weights(
 @app.command()
 def compare(table: Table, data_root: DataRoot = None, log: Log = None) -> None:
     """Write results/tables/<table>.{csv,md,tex,html,json} from the evaluations that config/config.yaml lists for it."""
-    from tessera.reporting.compare import compare
     from tessera.spec.compose import load_grid
+    from tessera.tables.compare import compare
 
     _start_log(log)
     compare(load_grid(data_root=data_root), table, RESULTS)
@@ -418,8 +418,8 @@ def compare(table: Table, data_root: DataRoot = None, log: Log = None) -> None:
 @app.command()
 def metrics(data_root: DataRoot = None, log: Log = None) -> None:
     """Write results/metrics.json and metrics.csv: metrics of the experiments that config/config.yaml lists."""
-    from tessera.reporting.metrics import write_metrics
     from tessera.spec.compose import load_grid
+    from tessera.tables.flat import write_metrics
 
     _start_log(log)
     write_metrics(load_grid(data_root=data_root), RESULTS)
@@ -435,8 +435,8 @@ def verify(
     log: Log = None,
 ) -> None:
     """Say of every file of a results tree whether it still is what its stage wrote, from the present spec, and whether its numbers follow."""
-    from tessera.reporting.verify import verify
     from tessera.spec.compose import load_grid
+    from tessera.tables.verify import verify
 
     _start_log(log)
     counts = {"holds": 0, "broken": 0, "warning": 0}
@@ -475,8 +475,8 @@ def prune(
 @app.command()
 def figures(table: Table, data_root: DataRoot = None, log: Log = None) -> None:
     """Draw results/figures/<table>/*.{png,pdf}: curves, accuracy against time, scores by class and pictures of a table's experiments."""
-    from tessera.reporting.figures import figures
     from tessera.spec.compose import load_grid
+    from tessera.tables.figures import figures
 
     _start_log(log)
     figures(load_grid(data_root=data_root), table, RESULTS)

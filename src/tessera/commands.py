@@ -380,8 +380,8 @@ def _parity(job: Job) -> None:
 
 def _evaluate(job: Job) -> None:
     from tessera.data.datamodule import eval_loader
-    from tessera.evaluation.evaluate import evaluate
-    from tessera.evaluation.statistics import Limits
+    from tessera.metrics.evaluate import evaluate
+    from tessera.metrics.statistics import Limits
 
     spec = job.spec
     inputs = job.digests(job.model)

@@ -101,7 +101,7 @@ def test_degenerate_annotations_are_left_out(segmentation: object, warning: str)
 def test_a_mask_without_a_pixel_is_there_to_be_missed_and_taught_to_nobody(
     segmentation: object, tmp_path: Path
 ) -> None:
-    """COCO's own evaluation counts it; see tests/evaluation/test_files.py."""
+    """COCO's own evaluation counts it; see tests/metrics/test_files.py."""
     empty = {"id": 1, "category_id": 7, "segmentation": segmentation, "bbox": [3.5, 1, 4, 2.25], "area": 9}
     dataset = write_coco(tmp_path, [empty, {"id": 2, "category_id": 7, "segmentation": SQUARE}])
     findings = Findings()

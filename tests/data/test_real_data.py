@@ -14,7 +14,7 @@ from tessera.data.check import check_dataset
 from tessera.data.datamodule import eval_loader, train_loader
 from tessera.data.datasets import open_dataset
 from tessera.data.opened import OpenedData
-from tessera.evaluation.evaluate import Evaluator
+from tessera.metrics.evaluate import Evaluator
 from tessera.spec.compose import load_grid
 from tessera.spec.networks import DeformableDetrSpec, Mask2FormerSpec
 from tessera.spec.schema import SPECS, DatasetSpec

@@ -15,11 +15,11 @@ from tessera.data.loader import Loader
 from tessera.data.opened import OpenedData
 from tessera.deploy.export import export, with_size
 from tessera.deploy.parity import ParityError, compare_predictions
-from tessera.evaluation.evaluate import evaluate
 from tessera.files import UserError, read_json
 from tessera.inference import load_predictor
 from tessera.inference.predictor import Predictor
 from tessera.inference.results import predict_to
+from tessera.metrics.evaluate import evaluate
 from tessera.models import build_model
 from tessera.models.artifact import save_model
 from tessera.provenance import Header

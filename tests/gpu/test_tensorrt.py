@@ -15,9 +15,9 @@ from tessera.deploy.engine import availability, build_engine, sidecar
 from tessera.deploy.export import export
 from tessera.deploy.parity import check_parity
 from tessera.deploy.precision import to_fp16
-from tessera.evaluation.evaluate import evaluate
 from tessera.files import UserError, read_json, write_json
 from tessera.inference import load_predictor
+from tessera.metrics.evaluate import evaluate
 from tessera.models import build_model
 from tessera.models.artifact import save_model
 from tessera.provenance import Header

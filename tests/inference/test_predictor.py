@@ -8,16 +8,16 @@ import pytest
 import torch
 from PIL import Image
 
-from tessera.evaluation.evaluate import evaluate
 from tessera.files import UserError
 from tessera.inference import load_predictor, sources
 from tessera.inference.sources import open_source
 from tessera.inference.testing import with_views
 from tessera.inference.torch_runtime import TorchPredictor
+from tessera.metrics.evaluate import evaluate
 from tessera.ops.images import make_batch, read_image
 from tessera.spec.schema import ViewsSpec
-from tests.evaluation.scenes import make_target
 from tests.inference.tiny import CATALOG, assert_same, make_model, make_picture, save_picture
+from tests.metrics.scenes import make_target
 
 
 @pytest.fixture(scope="module")

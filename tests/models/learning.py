@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tessera.data.demo import CATALOG, generate_scene
-from tessera.evaluation.evaluate import evaluate
+from tessera.metrics.evaluate import evaluate
 from tessera.models import tasks
 from tessera.models.base import Model
 from tessera.ops.masks import masks_to_boxes

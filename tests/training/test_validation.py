@@ -9,8 +9,8 @@ import torch
 
 from tessera.data.datamodule import eval_loader
 from tessera.data.opened import OpenedData
-from tessera.evaluation.evaluate import evaluate
 from tessera.inference import load_predictor
+from tessera.metrics.evaluate import evaluate
 from tessera.models import build_model
 from tessera.spec.lineage import DECIDING
 from tessera.spec.schema import PostprocessSpec

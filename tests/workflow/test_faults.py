@@ -407,7 +407,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 from tessera.files import UserError
-from tessera.reporting.style import save
+from tessera.pictures.style import save
 figure = Figure()
 figure.add_subplot().imshow(np.random.default_rng(0).random((300, 300)))
 for name in ("curves.png", "curves.pdf"):

@@ -31,8 +31,8 @@ import pytest
 import torch
 
 from tessera.files import TEMPORARY
-from tessera.reporting.verify import verify
 from tessera.spec.compose import load_grid
+from tessera.tables.verify import verify
 from tests.workflow.small import ENVIRONMENT, TINY, make_project, run, start
 
 RESULTS = "results/mask2former_swin"

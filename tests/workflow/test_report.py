@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tessera.reporting.html import to_html
 from tessera.spec.planning import FIGURES
-from tests.reporting import test_html
-from tests.reporting.browser import needs_chromium, open_page
+from tessera.tables.html import to_html
+from tests.tables import test_html
+from tests.tables.browser import needs_chromium, open_page
 from tests.workflow.project import ROOT, Project, make_project
 
 TABLE = "results/tables/demo.html"

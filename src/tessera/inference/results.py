@@ -27,8 +27,6 @@ from PIL import Image
 from torch import Tensor
 
 from tessera import provenance
-from tessera.evaluation.draw import draw_predictions
-from tessera.evaluation.progress import track
 from tessera.files import UserError, atomic_folder, encoded, read_json, write_json
 from tessera.inference.predictor import Predictor
 from tessera.inference.sources import ImageSource, gather, open_source, safe_name
@@ -36,6 +34,8 @@ from tessera.ops.images import input_record
 from tessera.ops.kitti import kitti_names, kitti_row
 from tessera.ops.masks import masks_to_boxes
 from tessera.ops.rle import encode_masks
+from tessera.pictures.overlays import draw_predictions
+from tessera.progress import track
 from tessera.spec.lineage import lineage
 from tessera.spec.networks import Mode
 from tessera.spec.schema import InferenceSpec, Spec

@@ -46,11 +46,11 @@ STAGES: dict[str, Stage] = {
     "parity": Stage(
         ("parity", "postprocess", "evaluate", "testing"), 5, ("deploy/parity.py", "inference"), reads_split=True
     ),
-    "evaluate": Stage(("postprocess", "evaluate", "testing"), 2, ("evaluation", "inference"), reads_split=True),
+    "evaluate": Stage(("postprocess", "evaluate", "testing"), 2, ("metrics", "inference"), reads_split=True),
     "infer": Stage(
         ("postprocess", "evaluate", "testing", "inference"),
         4,
-        ("evaluation/draw.py", "evaluation/canvas.py", "inference"),
+        ("pictures/overlays.py", "pictures/canvas.py", "inference"),
         reads_split=True,
     ),
 }

@@ -40,13 +40,13 @@ from tessera.spec.told import data_mistakes
 RESULTS = "results"
 
 COMPARE_VERSION = 4
-"""Raised when a change of src/tessera/reporting changes the tables."""
+"""Raised when a change of src/tessera/tables or pictures changes the tables."""
 
 FIGURES = ("curves", "accuracy_time", "classes", "pictures")
 """Each a PNG and a PDF below ``results/figures/<table>/``."""
 
 FIGURES_VERSION = 3
-"""Raised when a change of src/tessera/reporting changes the figures."""
+"""Raised when a change of src/tessera/tables or pictures changes the figures."""
 
 MAX_FIGURE_ROWS = 12
 """Figures tell no more rows of a table apart."""

@@ -15,13 +15,13 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from tessera.data.datamodule import eval_loader
 from tessera.data.opened import OpenedData
-from tessera.evaluation.draw import draw_predictions
-from tessera.evaluation.evaluate import Evaluator, accumulate
 from tessera.files import UserError
+from tessera.metrics.evaluate import Evaluator, accumulate
 from tessera.models import build_postprocess, tasks
 from tessera.models.base import Model
 from tessera.models.common.matching import alone
 from tessera.ops.images import resize
+from tessera.pictures.overlays import draw_predictions
 from tessera.spec.schema import PostprocessSpec, Spec
 from tessera.structures import Batch, Predictions, merge_parts
 from tessera.training.interrupt import StopRequest

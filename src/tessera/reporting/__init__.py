@@ -1,1 +1,0 @@
-"""Tables from evaluation files. Reads JSON only, needs no torch."""

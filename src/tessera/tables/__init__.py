@@ -1,0 +1,1 @@
+"""Tables, figures and checks of what the stages left. Reads JSON only, needs no torch."""
