@@ -18,7 +18,8 @@ import time
 
 import numpy as np
 
-from tessera.metrics.resampling import LEVEL, evaluated, interval, randomized, resampled, two_sided_p
+from tessera.metrics.formulas import evaluated
+from tessera.metrics.resampling import LEVEL, interval, randomized, resampled, two_sided_p
 from tessera.metrics.statistics import SIZES, THRESHOLDS, Columns, Statistics, as_columns
 
 ALL_THRESHOLDS = (1 << THRESHOLDS) - 1

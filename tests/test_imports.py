@@ -155,7 +155,7 @@ LIGHT = [
     module_name(path)
     for path in FILES
     if path.relative_to(SOURCE).parts[0].removesuffix(".py")
-    in ("spec", "files", "gpus", "log", "structures", "progress", "provenance", "tables", "cli", "commands")
+    in ("spec", "files", "gpus", "log", "structures", "metrics", "progress", "provenance", "tables", "cli", "commands")
     or path.is_relative_to(SOURCE / "interop" / "tao")
 ]
 

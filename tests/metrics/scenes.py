@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from tessera.metrics.statistics import Limits
 from tessera.ops.masks import masks_to_boxes
-from tessera.structures import IGNORE, Category, ClassCatalog, ImageMeta, Instances, Panoptic, Segment, Target
+from tessera.ops.rle import decode_masks
+from tessera.structures import (
+    IGNORE,
+    Category,
+    ClassCatalog,
+    ImageMeta,
+    Instances,
+    Panoptic,
+    Predictions,
+    Segment,
+    Target,
+)
+
+NAMES = tuple(Limits().averages())
+"""COCO's twelve numbers in its order."""
 
 
 def make_catalog(things: int, stuff: int) -> ClassCatalog:
@@ -97,6 +117,41 @@ def disturbed_instances(truth: Target, catalog: ClassCatalog, generator: torch.G
 
 def make_meta(image_id: int, size: tuple[int, int]) -> ImageMeta:
     return ImageMeta(image_id, f"folder/image_{image_id}.png", size, size)
+
+
+def read_predictions(path: Path) -> dict[int, Predictions]:
+    """By image id, decoded from the file that an evaluation leaves, by nothing but its description."""
+    document = json.loads(gzip.decompress(path.read_bytes()))
+    assert document["format"] == 1
+    return {record["image_id"]: _decoded(record, document["mode"]) for record in document["images"]}
+
+
+def _decoded(record: dict[str, Any], mode: str) -> Predictions:
+    size = tuple(record["original_size"])
+
+    def masks(items: list[dict[str, Any]]) -> Tensor:
+        return torch.from_numpy(decode_masks([{"size": list(size), "counts": item["counts"]} for item in items], size))
+
+    def painted(items: list[dict[str, Any]], key: str, dtype: torch.dtype) -> Tensor:
+        values = torch.tensor([item[key] for item in items], dtype=dtype)[:, None, None]
+        return (masks(items) * values).sum(0, dtype=dtype)
+
+    found = Predictions(ImageMeta(record["image_id"], record["file_name"], size, tuple(record["resized_size"])))
+    if "semantic" in record:
+        found.semantic = painted(record["semantic"]["segments"], "label", torch.int64)
+    if "instances" in record:
+        items = record["instances"]
+        found.instances = Instances(
+            torch.tensor([item["score"] for item in items]),
+            torch.tensor([item["label"] for item in items], dtype=torch.int64),
+            torch.tensor([item["box"] for item in items], dtype=torch.float32).reshape(-1, 4),
+            None if mode == "detection" else masks(items),
+        )
+    if "panoptic" in record:
+        items = record["panoptic"]["segments"]
+        segments = [Segment(item["id"], item["label"], item["score"]) for item in items]
+        found.panoptic = Panoptic(painted(items, "id", torch.int32), segments)
+    return found
 
 
 def _rectangle(size: tuple[int, int], generator: torch.Generator) -> tuple[int, int, int, int]:

@@ -6,11 +6,12 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from tessera.metrics.coco import NAMES, InstanceMetric
+from tessera.metrics.evaluate import Evaluator
+from tessera.metrics.formulas import by_class, evaluated
 from tessera.ops.masks import masks_to_boxes
 from tessera.ops.rle import encode_masks
-from tessera.structures import Instances, Target
-from tests.metrics.scenes import disturbed_instances, make_catalog, make_meta, make_target, random_target
+from tessera.structures import Instances, Predictions, Target
+from tests.metrics.scenes import NAMES, disturbed_instances, make_catalog, make_meta, make_target, random_target
 
 
 def empty_instances(size):
@@ -73,12 +74,13 @@ def reference(images, catalog, kind):
     return list(evaluator.stats), per_class
 
 
-def measured(images, catalog):
-    metric = InstanceMetric(catalog)
+def measured(images, catalog, mode="instance"):
+    evaluator = Evaluator(catalog, mode)
     for image_id, (prediction, truth) in enumerate(images, 7):
-        size = tuple(truth.masks.shape[1:])
-        metric.update(prediction, encode_masks(prediction.masks), truth, make_meta(image_id, size))
-    return metric.result()
+        meta = make_meta(image_id, tuple(truth.masks.shape[1:]))
+        evaluator.add(Predictions(meta, instances=prediction), truth)
+    statistics = evaluator.statistics()
+    return evaluated(statistics), by_class(statistics)
 
 
 def scenes(seed, catalog, size=(120, 110), counts=(0, 3, 9, 20)):
@@ -159,27 +161,12 @@ def test_the_first_object_of_all_can_be_found():
     assert metrics["AP"] == metrics["box_AP"] == 1.0
 
 
-def test_images_need_not_come_in_order_and_processes_merge():
-    catalog = make_catalog(2, 0)
-    images = scenes(4, catalog)
-    first, second = InstanceMetric(catalog), InstanceMetric(catalog)
-    for image_id in (10, 8, 9, 7):
-        prediction, truth = images[image_id - 7]
-        part = first if image_id % 2 else second
-        part.update(
-            prediction, encode_masks(prediction.masks), truth, make_meta(image_id, tuple(truth.masks.shape[1:]))
-        )
-    second.merge(first)
-    assert second.result()[0] == pytest.approx(measured(images, catalog)[0], abs=1e-12)
-
-
 def test_pure_detectors_have_box_numbers_alone():
     mask = square(4, 4, 20)
     found = one(mask)
-    metric = InstanceMetric(make_catalog(1, 0))
     truth = Target(
         torch.tensor([0]), mask, found.boxes, torch.tensor([False]), torch.tensor([400.0], dtype=torch.float64)
     )
-    metric.update(Instances(found.scores, found.labels, found.boxes, None), None, truth, make_meta(1, (64, 64)))
-    metrics, rows = metric.result()
+    boxes = Instances(found.scores, found.labels, found.boxes, None)
+    metrics, rows = measured([(boxes, truth)], make_catalog(1, 0), "detection")
     assert metrics["box_AP"] == 1.0 and "AP" not in metrics and "AP" not in rows[0]

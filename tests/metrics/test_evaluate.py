@@ -1,4 +1,3 @@
-import gzip
 import json
 
 import pytest
@@ -6,7 +5,6 @@ import torch
 
 from tessera.files import UserError
 from tessera.metrics.evaluate import Evaluator, evaluate
-from tessera.metrics.predictions import read_predictions
 from tessera.ops.masks import masks_to_boxes
 from tessera.spec.schema import Spec
 from tessera.structures import Batch, Instances, Panoptic, Predictions, Segment
@@ -17,6 +15,7 @@ from tests.metrics.scenes import (
     make_meta,
     make_target,
     random_target,
+    read_predictions,
 )
 
 CATALOG = make_catalog(3, 2)
@@ -104,7 +103,7 @@ def test_batches_and_order_change_nothing(mode):
     predict = looked_up(disturbed(truths))
     one = evaluate(predict, make_batches(truths), CATALOG, mode, progress=False)
     two = evaluate(predict, make_batches(truths, 2, order=[3, 1, 4, 0, 2]), CATALOG, mode, progress=False)
-    assert one.metrics == pytest.approx(two.metrics, abs=1e-12)
+    assert one.metrics == two.metrics and one.per_class == two.per_class
     assert any(0 < value < 1 for value in one.metrics.values())
 
 
@@ -115,7 +114,7 @@ def test_processes_merge_to_the_same_numbers():
         whole.add(table[number], truth)
         (first if number % 2 else second).add(table[number], truth)
     first.merge(second)
-    assert first.result().metrics == pytest.approx(whole.result().metrics, abs=1e-12)
+    assert first.result().metrics == whole.result().metrics
     with pytest.raises(UserError, match="occurs twice"):
         whole.merge(second)
 
@@ -126,22 +125,16 @@ def test_predictions_survive_the_file(tmp_path):
     path = tmp_path / "eval.predictions.json.gz"
     evaluation.write_predictions(path)
     saved = read_predictions(path)
-    assert len(saved) == len(truths) and saved.catalog == CATALOG and saved.mode == "panoptic"
+    assert len(saved) == len(truths)
     for number in range(1, len(truths) + 1):
-        found, wanted = saved[number - 1], table[number]
+        found, wanted = saved[number], table[number]
         assert found.meta == wanted.meta
         assert torch.equal(found.semantic, wanted.semantic)
         assert torch.equal(found.panoptic.ids, wanted.panoptic.ids)
         assert found.panoptic.segments == wanted.panoptic.segments
         for name in ("scores", "labels", "boxes", "masks"):
             assert torch.equal(getattr(found.instances, name), getattr(wanted.instances, name)), name
-    again = evaluate(
-        lambda batch: [saved[meta.image_id - 1] for meta in batch.metas],
-        make_batches(truths),
-        CATALOG,
-        "panoptic",
-        False,
-    )
+    again = evaluate(looked_up(saved), make_batches(truths), CATALOG, "panoptic", progress=False)
     assert again.metrics == evaluation.metrics
 
 
@@ -164,32 +157,6 @@ def test_the_predictions_file_is_the_same_every_time(tmp_path):
         evaluation.write_predictions(tmp_path / name)
         contents.append((tmp_path / name).read_bytes())
     assert contents[0] == contents[1]
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"",
-        b"no gzip",
-        gzip.compress(b"[1, 2")[:-6],
-        gzip.compress(b"{}"),
-        gzip.compress(b'{"format":1}'),
-        gzip.compress(b"\xff"),
-    ],
-    ids=[
-        "empty",
-        "no gzip",
-        "cut off",
-        "no predictions",
-        "nothing but the format",
-        "no text",
-    ],  # the bytes hold the time and would name the cases
-)
-def test_a_damaged_predictions_file_is_named(tmp_path, content):
-    path = tmp_path / "eval.predictions.json.gz"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"eval\.predictions\.json\.gz"):
-        read_predictions(path)
 
 
 def test_eval_json_has_one_schema_and_no_nan():

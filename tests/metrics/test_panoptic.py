@@ -1,7 +1,9 @@
 import pytest
 import torch
 
-from tessera.metrics.panoptic import PanopticMetric
+from tessera.metrics.formulas import by_class, evaluated
+from tessera.metrics.panoptic import panoptic_counts
+from tessera.metrics.statistics import Statistics, as_columns
 from tessera.structures import Panoptic, Segment
 from tests.metrics.scenes import disturbed_panoptic, make_catalog, make_target, random_target
 
@@ -62,19 +64,25 @@ def slow_metrics(images, catalog):
 def test_equals_the_slow_reference(seed):
     generator = torch.Generator().manual_seed(seed)
     catalog = make_catalog(3, 2)
-    metric = PanopticMetric(catalog)
     images = []
     for count in (0, 1, 5, 12, 12):
         truth = random_target(catalog, (24, 20), count, generator)
         images.append((disturbed_panoptic(truth, catalog, generator), truth))
-        metric.update(*images[-1])
-    metrics, rows = metric.result()
+    metrics, rows = measured(images, catalog)
     expected, expected_rows = slow_metrics(images, catalog)
     assert metrics == pytest.approx(expected, abs=1e-9)
     for row, wanted in zip(rows, expected_rows, strict=True):
         found = {name: row[name] for name in ("PQ", "SQ", "RQ")}
         assert found == pytest.approx(wanted, abs=1e-9) if wanted else set(found.values()) == {None}
     assert 0 < metrics["PQ"] < 1 and metrics["PQ"] < metrics["SQ"]
+
+
+def measured(images, catalog):
+    rows = [(number, *row) for number, image in enumerate(images) for row in panoptic_counts(*image)]
+    every, things = list(range(len(catalog))), list(catalog.thing_ids)
+    parts = {"panoptic": as_columns("panoptic", rows)}
+    statistics = Statistics("panoptic", list(catalog.names), things, every, list(range(len(images))), parts)
+    return evaluated(statistics), by_class(statistics)
 
 
 def row_masks(*spans):
@@ -115,27 +123,13 @@ def test_rules(case, truth, crowd, prediction, tp_fp_fn):
         row_masks(*[span[:2] for span in truth]),
         torch.tensor([index in crowd for index in range(len(truth))], dtype=torch.bool),
     )
-    counts = PanopticMetric(make_catalog(2, 1)).update(row_panoptic(*prediction), target)
-    assert (counts.tp.sum(), counts.fp.sum(), counts.fn.sum()) == tp_fp_fn, case
-
-
-def test_merge_equals_one_pass():
-    generator = torch.Generator().manual_seed(3)
-    catalog = make_catalog(2, 2)
-    whole, first, second = (PanopticMetric(catalog) for _ in range(3))
-    for index in range(4):
-        truth = random_target(catalog, (16, 16), 6, generator)
-        prediction = disturbed_panoptic(truth, catalog, generator)
-        whole.update(prediction, truth)
-        (first if index % 2 else second).update(prediction, truth)
-    first.merge(second)
-    assert first.result()[0] == pytest.approx(whole.result()[0], abs=1e-12)
+    counts = panoptic_counts(row_panoptic(*prediction), target)
+    assert tuple(sum(row[place] for row in counts) for place in (2, 3, 4)) == tp_fp_fn, case
 
 
 def test_nothing_anywhere_gives_no_metric():
-    metric = PanopticMetric(make_catalog(1, 1))
-    metric.update(row_panoptic(), make_target(torch.zeros(0, dtype=torch.int64), row_masks()))
-    metrics, rows = metric.result()
+    nothing = make_target(torch.zeros(0, dtype=torch.int64), row_masks())
+    metrics, rows = measured([(row_panoptic(), nothing)], make_catalog(1, 1))
     assert metrics == {} and all(row["PQ"] is None for row in rows)
 
 
@@ -152,10 +146,10 @@ def test_refuses_a_map_that_does_not_fit_its_segments(ids, segments, message):
     prediction = Panoptic(torch.tensor([ids], dtype=torch.int32), [Segment(number, 0, 1.0) for number in segments])
     target = make_target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 1, 2, dtype=torch.bool))
     with pytest.raises(ValueError, match=message):
-        PanopticMetric(make_catalog(1, 1)).update(prediction, target)
+        panoptic_counts(prediction, target)
 
 
 def test_refuses_overlapping_truth():
     target = make_target(torch.tensor([0, 1]), row_masks((0, 5), (4, 8)))
     with pytest.raises(ValueError, match="overlap"):
-        PanopticMetric(make_catalog(1, 1)).update(row_panoptic((0, 3, 0)), target)
+        panoptic_counts(row_panoptic((0, 3, 0)), target)

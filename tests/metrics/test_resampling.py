@@ -6,12 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from tessera.metrics.formulas import disagreements, evaluated, metrics_of
 from tessera.metrics.resampling import (
     count_swaps,
-    disagreements,
-    evaluated,
     interval,
-    metrics_of,
     randomized,
     resample_weights,
     resampled,

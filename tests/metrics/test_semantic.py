@@ -4,8 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from tessera.metrics.semantic import SemanticMetric, confusion_matrix
-from tests.metrics.scenes import make_catalog
+from tessera.metrics.evaluate import Evaluator
+from tessera.metrics.formulas import by_class, evaluated
+from tessera.metrics.semantic import confusion_matrix
+from tessera.structures import Predictions
+from tests.metrics.scenes import make_catalog, make_meta, make_target
+
+
+def measured(pairs, num_classes):
+    evaluator = Evaluator(make_catalog(num_classes, 0), "semantic")
+    for number, (prediction, truth) in enumerate(pairs):
+        target = make_target(torch.zeros(0, dtype=torch.int64), torch.zeros(0, *truth.shape, dtype=torch.bool))
+        target.semantic = truth
+        evaluator.add(Predictions(make_meta(number, tuple(truth.shape)), prediction), target)
+    statistics = evaluator.statistics()
+    return evaluated(statistics), by_class(statistics)
 
 
 def slow_metrics(pairs, num_classes):
@@ -39,7 +52,6 @@ def slow_metrics(pairs, num_classes):
 @pytest.mark.parametrize("num_classes", [1, 2, 7, 255])
 def test_equals_the_slow_reference(num_classes, seed):
     generator = torch.Generator().manual_seed(seed)
-    metric = SemanticMetric(make_catalog(num_classes, 0))
     pairs = []
     for size in ((5, 7), (1, 1), (16, 3)):
         prediction = torch.randint(0, num_classes, size, generator=generator)
@@ -47,8 +59,7 @@ def test_equals_the_slow_reference(num_classes, seed):
         truth[torch.rand(size, generator=generator) < 0.2] = 255
         truth[0, 0] = 0
         pairs.append((prediction, truth))
-        metric.update(prediction, truth)
-    metrics, rows = metric.result()
+    metrics, rows = measured(pairs, num_classes)
     expected, ious, accuracies = slow_metrics(pairs, num_classes)
     assert metrics.keys() == expected.keys()
     for name, value in expected.items():
@@ -69,20 +80,8 @@ def test_equals_the_slow_reference(num_classes, seed):
     ],
 )
 def test_rules_for_absent_classes(truth, prediction, expected):
-    metric = SemanticMetric(make_catalog(3, 0))
-    metric.update(torch.tensor([prediction]), torch.tensor([truth], dtype=torch.uint8))
-    assert metric.result()[0] == pytest.approx(expected, abs=1e-12)
-
-
-def test_merge_equals_one_pass():
-    generator = torch.Generator().manual_seed(1)
-    maps = torch.randint(0, 4, (6, 2, 8, 8), generator=generator)
-    whole, first, second = (SemanticMetric(make_catalog(2, 2)) for _ in range(3))
-    for index, (prediction, truth) in enumerate(maps):
-        whole.update(prediction, truth)
-        (first if index % 2 else second).update(prediction, truth)
-    first.merge(second)
-    assert first.result() == whole.result()
+    pair = torch.tensor([prediction]), torch.tensor([truth], dtype=torch.uint8)
+    assert measured([pair], 3)[0] == pytest.approx(expected, abs=1e-12)
 
 
 def test_more_classes_than_a_byte_holds():

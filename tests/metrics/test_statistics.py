@@ -11,14 +11,15 @@ import pytest
 import torch
 
 from tessera.files import UserError
-from tessera.metrics.coco import NAMES
-from tessera.metrics.evaluate import Evaluation, Evaluator
-from tessera.metrics.resampling import evaluated, metrics_of, randomized, resample_weights, swaps
+from tessera.metrics.evaluate import Evaluator, Result
+from tessera.metrics.formulas import evaluated, metrics_of
+from tessera.metrics.resampling import randomized, resample_weights, swaps
 from tessera.metrics.statistics import COLUMNS, Limits, Statistics, read_statistics, write_statistics
 from tessera.spec.checks import METRICS
 from tessera.spec.networks import Mode
 from tessera.structures import Instances, Predictions, Target
 from tests.metrics.scenes import (
+    NAMES,
     disturbed_instances,
     disturbed_panoptic,
     make_catalog,
@@ -56,7 +57,7 @@ def make_images(mode: str, seed: int = 0, counts: tuple[int, ...] = (5, 0, 9, 14
     return images
 
 
-def measure(images: Images, mode: Any, classes: list[str] | None = None, order: list[int] | None = None) -> Evaluation:
+def measure(images: Images, mode: Any, classes: list[str] | None = None, order: list[int] | None = None) -> Result:
     evaluator = Evaluator(CATALOG, mode, classes)
     for index in order or range(len(images)):
         evaluator.add(*images[index])
@@ -104,7 +105,7 @@ def test_the_statistics_give_the_metrics(mode: str, classes: list[str] | None, t
 def test_a_resample_is_an_evaluation_of_copies(mode: str) -> None:
     """By faster-coco-eval as well, which knows nothing of weights."""
     images = make_images(mode, seed=3, ties=False)
-    statistics = measure(images, mode).statistics()
+    statistics = measure(images, mode).statistics
     weights = np.array([[1, 1, 0, 2, 0, 2], [0, 3, 1, 0, 2, 0], [0, 0, 6, 0, 0, 0], [2, 0, 0, 1, 3, 0]])
     found = metrics_of(statistics, weights)
     for number, drawn in enumerate(weights):
@@ -132,7 +133,7 @@ def test_swapped_images_are_an_evaluation_of_the_mixture(mode: str) -> None:
     """By faster-coco-eval as well. Equal scores in several images included."""
     images = make_images(mode, seed=3)
     two = another(images)
-    one, other = measure(images, mode).statistics(), measure(two, mode).statistics()
+    one, other = measure(images, mode).statistics, measure(two, mode).statistics
     found = randomized(one, other, 64, {*NAMES, "box_AP", "box_AR10", "PQ", "SQ_things", "mIoU"})
     for number in (0, 1, 22, 63):
         (swapped,) = swaps(6, 64, range(number, number + 1))
@@ -147,9 +148,9 @@ def test_swapped_images_are_an_evaluation_of_the_mixture(mode: str) -> None:
 def test_models_with_other_lists_of_classes_are_compared_by_name() -> None:
     """A detector knows the countable classes only, and may have them in another order."""
     images = make_images("panoptic", seed=3)
-    one = measure(images, "panoptic").statistics()
+    one = measure(images, "panoptic").statistics
     detector = another(make_images("detection", seed=3))
-    two = measure(detector, "detection").statistics()
+    two = measure(detector, "detection").statistics
     order = [int(label) for label in reversed(CATALOG.thing_ids)]
     places = np.array([order.index(label) if label in order else -1 for label in range(len(CATALOG))])
     parts = {name: {**part, "label": places[part["label"]]} for name, part in two.parts.items()}
@@ -165,7 +166,7 @@ def test_models_with_other_lists_of_classes_are_compared_by_name() -> None:
 
 
 def test_a_subset_of_the_metrics_is_the_same() -> None:
-    statistics = measure(make_images("panoptic"), "panoptic").statistics()
+    statistics = measure(make_images("panoptic"), "panoptic").statistics
     weights = resample_weights(6, range(5))
     everything = metrics_of(statistics, weights)
     for name in ("PQ", "mIoU", *NAMES, "box_AR10"):
@@ -180,8 +181,8 @@ def test_more_than_a_hundred_predictions_of_a_class() -> None:
     labels = torch.full((count,), int(CATALOG.thing_ids[0]))
     prediction.instances = Instances(torch.linspace(0.99, 0.01, count), labels, boxes, None)
     evaluation = measure([(prediction, truth)], "detection")
-    assert len(evaluation.statistics().parts["bbox"]["score"]) == 100
-    assert evaluated(evaluation.statistics()) == pytest.approx(evaluation.metrics, abs=1e-12)
+    assert len(evaluation.statistics.parts["bbox"]["score"]) == 100
+    assert evaluated(evaluation.statistics) == evaluation.metrics
 
 
 def test_bytes_depend_on_nothing_but_the_images(tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_nothing_found_and_nothing_to_find() -> None:
     for prediction, _ in images:
         prediction.instances = Instances(torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4), None)
     evaluation = measure(images, "detection")
-    statistics = evaluation.statistics()
+    statistics = evaluation.statistics
     assert evaluated(statistics) == evaluation.metrics
     assert evaluation.metrics["box_AP"] == 0
     empty = np.array([[0, 6, 0, 0, 0, 0]])
@@ -215,8 +216,8 @@ def with_label(good: dict[str, Any], label: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda text, good: text[:-20], "cut off"),
-        (lambda text, good: b"", "cut off"),
+        (lambda text, good: text[:-20], "end-of-stream marker"),
+        (lambda text, good: b"", "cannot be read"),
         (lambda text, good: b"hello", "cannot be read"),
         (lambda text, good: broken([]), "format"),
         (lambda text, good: broken({**good, "format": 99}), "format"),

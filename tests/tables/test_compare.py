@@ -18,7 +18,7 @@ import yaml
 
 from tessera import provenance
 from tessera.files import UserError, read_json, write_json
-from tessera.metrics.resampling import evaluated
+from tessera.metrics.formulas import evaluated
 from tessera.metrics.statistics import Statistics, as_columns, write_statistics
 from tessera.provenance import sealed
 from tessera.spec.compose import Grid, load_grid
@@ -324,7 +324,7 @@ def test_a_single_row_has_no_best(root: Path) -> None:
         ({}, {"lineage": {"seed": 7}}, ["another spec", "seed: 7 -> 0", "snakemake"]),
         ({}, {"experiment": "mask2former_res_net"}, ["says it is of mask2former_res_net", "copied"]),
         ({}, {"runtime": "onnx"}, ["says it is of", "onnx"]),
-        ({}, {"metrics": {"PQ": 61.2}}, ["PQ is 61.2", "between 0 and 1"]),
+        ({}, {"metrics": {"PQ": 61.2}}, ["metrics.PQ", "61.2"]),
         ({}, {"metrics": {}}, ["metrics"]),
         ({}, {"metrics": {"PQ": None}}, ["metrics.PQ"]),
         ({}, {"images": "12"}, ["images"]),

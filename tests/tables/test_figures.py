@@ -13,14 +13,22 @@ from PIL import Image
 
 from tessera import provenance
 from tessera.files import UserError, read_json, write_json
+from tessera.metrics.record import Evaluation
 from tessera.pictures import panels
-from tessera.pictures.style import SETTINGS, save
+from tessera.pictures.figures import (
+    Row,
+    Run,
+    draw_accuracy_time,
+    draw_classes,
+    draw_curves,
+    draw_pictures,
+    leading_metrics,
+)
+from tessera.pictures.style import SETTINGS, look, save
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import lineage
 from tessera.spec.planning import FIGURES, MAX_FIGURE_ROWS
-from tessera.tables import figures
-from tessera.tables.collect import Evaluation
-from tessera.tables.runs import Row, Run, collect_rows, read_curves, row_labels
+from tessera.tables.figures import collect_rows, figures, read_curves, row_labels
 from tessera.tables.verify import verify
 from tests.tables import test_compare
 from tests.tables.test_compare import grid_with, reseal, write
@@ -126,7 +134,7 @@ def made_rows(count: int, seeds: int = 1, long: bool = False) -> list[Row]:
 def test_every_figure_is_written_twice_the_same(root: Path) -> None:
     grid = two_rows(root)
     folder = root / "results/figures/t"
-    figures.figures(grid, "t", root / "results")
+    figures(grid, "t", root / "results")
     names = {f"{name}.{end}" for name in FIGURES for end in ("png", "pdf")}
     assert {path.name for path in folder.iterdir()} == names | {"figures.json"}
     record = read_json(folder / "figures.json")
@@ -137,7 +145,7 @@ def test_every_figure_is_written_twice_the_same(root: Path) -> None:
     assert record["inputs"].keys() == {f"../../{name}/{file}" for name in experiments for file in files}
     assert [found.verdict for found in verify(grid, folder.parent, root / "results")][:1] == ["holds"]
     first = {name: (folder / name).read_bytes() for name in names}
-    figures.figures(grid, "t", root / "results")
+    figures(grid, "t", root / "results")
     assert {name: (folder / name).read_bytes() for name in names} == first
     for name, content in first.items():
         if name.endswith("pdf"):
@@ -152,7 +160,7 @@ def test_every_figure_is_written_twice_the_same(root: Path) -> None:
 def test_seeds_are_one_line_between_their_own(root: Path) -> None:
     rows = collect_rows(two_rows(root), "t", root / "results")
     assert [row.label for row in rows] == ["swin", "res_net"]
-    figure = figures.draw_curves(rows, ["PQ"])
+    figure = draw_curves(rows, ["PQ"])
     loss, quality = figure.axes
     assert loss.get_ylabel() == "training loss" and quality.get_ylabel() == "validation PQ (%)"
     ends = [line.get_ydata()[-1] for line in quality.lines if len(line.get_xdata()) == 3]
@@ -163,7 +171,7 @@ def test_seeds_are_one_line_between_their_own(root: Path) -> None:
 def test_seeds_without_a_common_epoch_have_no_mean_but_their_name() -> None:
     [row] = made_rows(1, seeds=2)
     row.runs[0].curves["epoch"] += 0.5
-    [axes] = figures.draw_curves([row], ["PQ"]).axes[1:]
+    [axes] = draw_curves([row], ["PQ"]).axes[1:]
     lengths = sorted(len(line.get_xdata()) for line in axes.lines)
     assert lengths[0] == 0 and lengths[-2:] == [12, 12]
     assert [text.get_text() for text in axes.texts] == [row.label]
@@ -171,7 +179,7 @@ def test_seeds_without_a_common_epoch_have_no_mean_but_their_name() -> None:
 
 def test_time_is_that_of_the_evaluation_per_image(root: Path) -> None:
     rows = collect_rows(two_rows(root), "t", root / "results")
-    figure = figures.draw_accuracy_time(rows, ["PQ"])
+    figure = draw_accuracy_time(rows, ["PQ"])
     [axes] = figure.axes
     points = {(line.get_xdata()[0], round(line.get_ydata()[0], 6)) for line in axes.lines if len(line.get_xdata()) == 1}
     assert points == {(0.5, 55), (0.25, 55), (0.5, 30), (0.25, 30)}
@@ -182,13 +190,13 @@ def test_time_is_that_of_the_evaluation_per_image(root: Path) -> None:
 def test_times_of_different_machines_are_called_so() -> None:
     rows = made_rows(2)
     rows[0].runs[0].evaluations[0].facts["hardware"] = {**HARDWARE, "cores": 64}
-    axes = figures.draw_accuracy_time(rows, ["PQ"]).axes[0]
+    axes = draw_accuracy_time(rows, ["PQ"]).axes[0]
     assert "2 different machines" in axes.get_xlabel()
 
 
 def test_classes_have_a_bar_in_every_row(root: Path) -> None:
     rows = collect_rows(two_rows(root), "t", root / "results")
-    left, right = figures.draw_classes(rows, ["PQ"]).axes
+    left, right = draw_classes(rows, ["PQ"]).axes
     assert [round(bar.get_width(), 4) for bar in left.patches] == pytest.approx([55 / 3, 110 / 3, 55], abs=1e-4)
     assert [text.get_text() for text in left.get_yticklabels()] == list(CLASSES)
     assert [text.get_text() for text in right.texts] == ["10.0", "20.0", "30.0"]
@@ -200,7 +208,7 @@ def test_classes_of_one_name_have_a_bar_each() -> None:
     row = made_rows(1)[0]
     rows = [{"id": number, "name": name, "PQ": 0.2} for number, name in ((24, "screen"), (131, "screen"), (7, "wall"))]
     row.runs[0].evaluations[0].per_class[:] = rows
-    [axes] = figures.draw_classes([row], ["PQ"]).axes
+    [axes] = draw_classes([row], ["PQ"]).axes
     assert [text.get_text() for text in axes.get_yticklabels()] == ["screen (24)", "screen (131)", "wall"]
 
 
@@ -209,10 +217,10 @@ def test_names_are_no_formulas_and_zero_leads_nowhere(tmp_path: Path) -> None:
     names = ["$\\frac{$", "US$ and CA$", "a_b^c"]
     for row in rows:
         row.runs[0].evaluations[0].per_class[:] = [{"name": name, "PQ": 0.0} for name in names]
-    figure = figures.draw_classes(rows, ["PQ"])
+    figure = draw_classes(rows, ["PQ"])
     assert {text.get_fontweight() for axes in figure.axes for text in axes.texts} == {"normal"}
     save(figure, tmp_path / "classes.png")
-    save(figures.draw_curves([Row("$\\alpha_{$", first.runs), second], ["PQ"]), tmp_path / "curves.pdf")
+    save(draw_curves([Row("$\\alpha_{$", first.runs), second], ["PQ"]), tmp_path / "curves.pdf")
     save(panels.draw_sheet([panels.Row("$\\x$", [("$_$^", Image.new("L", (90, 30)))])]), tmp_path / "sheet.png")
     [text] = [text for text in figure.axes[0].get_yticklabels() if text.get_text() == names[1]]
     plain = figure.axes[0].text(0, 0, "USD and CAD", fontsize=text.get_fontsize(), parse_math=False)
@@ -222,7 +230,7 @@ def test_names_are_no_formulas_and_zero_leads_nowhere(tmp_path: Path) -> None:
 def test_of_many_classes_the_extremes_are_shown() -> None:
     row = made_rows(1)[0]
     row.runs[0].evaluations[0].per_class[:] = [{"name": str(number), "PQ": number / 1000} for number in range(1000)]
-    [axes] = figures.draw_classes([row], ["PQ"]).axes
+    [axes] = draw_classes([row], ["PQ"]).axes
     shown = [text.get_text() for text in axes.get_yticklabels()]
     assert shown == [*map(str, range(20)), *map(str, range(980, 1000))]
 
@@ -230,12 +238,12 @@ def test_of_many_classes_the_extremes_are_shown() -> None:
 def test_rows_of_other_tasks_have_their_own_metric() -> None:
     rows = made_rows(3)
     rows[1].runs[0].evaluations[0].metrics.pop("PQ")
-    assert figures.leading_metrics(rows, ["pixel_accuracy", "PQ", "mIoU"]) == ["PQ", "mIoU"]
-    assert figures.leading_metrics(rows[:1], ["mIoU", "PQ"]) == ["mIoU"]
+    assert leading_metrics(rows, ["pixel_accuracy", "PQ", "mIoU"]) == ["PQ", "mIoU"]
+    assert leading_metrics(rows[:1], ["mIoU", "PQ"]) == ["mIoU"]
 
 
 @pytest.mark.parametrize(("count", "seeds", "long"), [(1, 1, False), (4, 2, False), (12, 1, True)])
-@pytest.mark.parametrize("draw", [figures.draw_curves, figures.draw_accuracy_time, figures.draw_classes])
+@pytest.mark.parametrize("draw", [draw_curves, draw_accuracy_time, draw_classes])
 def test_no_text_leaves_the_figure_or_covers_another(draw: Any, count: int, seeds: int, long: bool) -> None:
     figure = draw(made_rows(count, seeds, long), ["PQ", "mIoU"])
     canvas = FigureCanvasAgg(figure)
@@ -263,7 +271,7 @@ def test_no_text_leaves_the_figure_or_covers_another(draw: Any, count: int, seed
 
 
 def test_rows_differ_in_colour_or_dash() -> None:
-    assert len({figures.look(number) for number in range(MAX_FIGURE_ROWS)}) == MAX_FIGURE_ROWS
+    assert len({look(number) for number in range(MAX_FIGURE_ROWS)}) == MAX_FIGURE_ROWS
 
 
 def test_validations_inside_an_epoch_have_their_place(tmp_path: Path) -> None:
@@ -277,8 +285,8 @@ def test_weights_that_were_not_trained_have_no_curves(tmp_path: Path) -> None:
     path.write_text("epoch,step\n")
     [row] = made_rows(1)
     untrained = Row(row.label, [Run("x", 0, row.runs[0].evaluations, read_curves(path), Path(), [])])
-    assert "no weights were trained" in figures.draw_curves([untrained], ["PQ"]).texts[0].get_text().replace("\n", " ")
-    assert len(figures.draw_curves([*made_rows(2), untrained], ["PQ"]).axes) == 2
+    assert "no weights were trained" in draw_curves([untrained], ["PQ"]).texts[0].get_text().replace("\n", " ")
+    assert len(draw_curves([*made_rows(2), untrained], ["PQ"]).axes) == 2
 
 
 def test_labels_say_what_differs() -> None:
@@ -290,7 +298,7 @@ def test_labels_say_what_differs() -> None:
 
 def test_pictures_come_from_all_over_the_images(root: Path) -> None:
     rows = collect_rows(two_rows(root), "t", root / "results")
-    figure = figures.draw_pictures(rows)
+    figure = draw_pictures(rows)
     names = [text.get_text() for text in figure.texts]
     assert names == ["swin", "a/0.png", "a/2.png", "a/4.png", "res_net", "a/0.png", "a/2.png", "a/4.png"]
     red = [round(float(axes.images[0].get_array()[0, 0, 0])) for axes in figure.axes]
@@ -349,7 +357,7 @@ def test_a_wrong_file_is_refused(root: Path, file: str, content: Any, words: lis
     if isinstance(content, str):
         path.write_text(content)
     with pytest.raises(UserError) as caught:
-        figures.figures(grid, "t", root / "results")
+        figures(grid, "t", root / "results")
     for word in words:
         assert word in str(caught.value)
     assert not (root / "results/figures").exists()
@@ -362,6 +370,6 @@ def test_a_folder_in_place_of_the_curves_is_refused(tmp_path: Path) -> None:
 
 def test_more_rows_than_can_be_told_apart_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grid = two_rows(root)
-    monkeypatch.setattr(figures, "MAX_FIGURE_ROWS", 1)
+    monkeypatch.setattr("tessera.tables.figures.MAX_FIGURE_ROWS", 1)
     with pytest.raises(UserError, match="has 2 rows"):
-        figures.figures(grid, "t", root / "results")
+        figures(grid, "t", root / "results")

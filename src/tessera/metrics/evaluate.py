@@ -2,48 +2,50 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from tessera import provenance
 from tessera.files import UserError
-from tessera.metrics.coco import InstanceMetric
-from tessera.metrics.panoptic import PanopticMetric
+from tessera.metrics.coco import coco_image, coco_matches
+from tessera.metrics.formulas import by_class, evaluated
+from tessera.metrics.panoptic import panoptic_counts
 from tessera.metrics.predictions import encode_record, write_predictions
-from tessera.metrics.semantic import SemanticMetric
-from tessera.metrics.statistics import Limits, Statistics, per_image_counts, write_statistics
-from tessera.ops.images import ScaledDown, input_record, scaled_down
+from tessera.metrics.semantic import confusion_matrix
+from tessera.metrics.statistics import Columns, Limits, Statistics, as_columns, write_statistics
 from tessera.ops.rle import encode_masks
 from tessera.progress import track
 from tessera.spec.networks import DeformableDetrSpec, Mask2FormerSpec, Mode, OneFormerSpec
 from tessera.spec.schema import Spec
 from tessera.structures import Batch, ClassCatalog, Predictions, Target, unknown_class
 
+if TYPE_CHECKING:
+    from tessera.ops.images import ScaledDown
+
 
 @dataclass
-class Evaluation:
+class Result:
     metrics: dict[str, float]
     """Fractions in [0, 1]. A metric that is undefined on this split, such as APl without large objects, is absent."""
     per_class: list[dict[str, Any]]
     """One row per class of the catalogue, or of those asked for: ``id`` (the dataset's), ``name``, ``isthing``, then its metrics, None
     where undefined."""
-    images: int
     seconds: float
     """From the first image read to the last one measured; includes loading."""
     predictions: list[dict[str, Any]]
-    """See ``evaluation.predictions``."""
-    mode: Mode
+    """See ``metrics.predictions``."""
+    statistics: Statistics
     catalog: ClassCatalog
-    counted: list[int]
-    """Labels of the classes that take part."""
-    instances: InstanceMetric | None = None
+
+    @property
+    def images(self) -> int:
+        return len(self.predictions)
 
     def to_json(
         self,
@@ -58,12 +60,14 @@ class Evaluation:
     ) -> dict[str, Any]:
         """What eval.json holds, the same for every runtime. ``parts`` are what the experiment's name stands for: model, backbone, ...;
         ``input_size``: (height, width) that the runtime takes, None where it takes any."""
+        from tessera.ops.images import input_record
+
         smaller = self.scaled_down(spec)
         scaling = [] if smaller is None else [smaller.describe(self.images, input_size)]
         return {
             "experiment": experiment,
             **parts,
-            "mode": self.mode,
+            "mode": self.statistics.mode,
             "split": spec.evaluate.split,
             "runtime": runtime,
             "precision": precision,
@@ -80,21 +84,24 @@ class Evaluation:
 
     def scaled_down(self, spec: Spec) -> ScaledDown | None:
         """Images that the network saw smaller than at their test size."""
+        from tessera.ops.images import scaled_down  # needs torch, which figures of an evaluation do not
+
         sizes = ((tuple(one["original_size"]), tuple(one["resized_size"])) for one in self.predictions)
         return scaled_down(sizes, spec.dataset.augmentation, spec.evaluated.target_size)
 
     def remarks(self, spec: Spec) -> list[str]:
         """What keeps the numbers below 1 whatever the model: keys that let fewer objects of an image count than it has."""
-        if self.instances is None:
+        if "bbox_truth" not in self.statistics.parts:
             return []
-        objects = self.instances.objects()
+        truth, ids = self.statistics.parts["bbox_truth"], self.statistics.image_ids
         of_image: Counter[int] = Counter()
-        for (image, _), count in objects.items():
-            of_image[image] += count
-        of_class = {image: count for (image, _), count in sorted(objects.items(), key=lambda item: item[1])}
+        of_class: Counter[int] = Counter()
+        for place, count in zip(truth["image"].tolist(), truth["all"].tolist(), strict=True):
+            of_image[ids[place]] += count
+            of_class[ids[place]] = max(of_class[ids[place]], count)
         names = {record["image_id"]: record["file_name"] for record in self.predictions}
         found = []
-        counted = ("evaluate.max_detections", self.instances.limits.detections[-1])
+        counted = ("evaluate.max_detections", self.statistics.limits.detections[-1])
         for (key, most), counts in [(counted, of_class), *((one, of_image) for one in _kept(spec))]:
             beyond = [image for image, count in counts.items() if count > most]
             if beyond:
@@ -106,124 +113,105 @@ class Evaluation:
         return found
 
     def write_predictions(self, path: Path) -> None:
-        write_predictions(path, self.mode, self.catalog, self.predictions)
-
-    def statistics(self) -> Statistics:
-        """What each image contributes to the metrics, by ascending image id."""
-        records = sorted(self.predictions, key=lambda record: record["image_id"])
-        detections = {} if self.instances is None else self.instances.statistics()
-        return Statistics(
-            mode=self.mode,
-            classes=list(self.catalog.keys),
-            things=list(self.catalog.thing_ids),
-            counted=self.counted,
-            image_ids=[record["image_id"] for record in records],
-            parts=per_image_counts(records, len(self.catalog)) | detections,
-            limits=Limits() if self.instances is None else self.instances.limits,
-        )
+        write_predictions(path, self.statistics.mode, self.catalog, self.predictions)
 
     def write_statistics(self, path: Path) -> None:
-        write_statistics(path, self.statistics())
+        write_statistics(path, self.statistics)
 
     def summary(self) -> str:
         """A few lines for a terminal."""
         lines = [f"{self.images} images in {self.seconds:.1f} s"]
         # Of an instance model the boxes are by the way; of a detector they are all there is.
-        names = [name for name in self.metrics if self.mode == "detection" or not name.startswith("box_")]
+        names = [name for name in self.metrics if self.statistics.mode == "detection" or not name.startswith("box_")]
         for start in range(0, len(names), 6):
             lines.append("  ".join(f"{name} {self.metrics[name]:.4f}" for name in names[start : start + 6]))
         return "\n".join(lines)
 
 
 class Evaluator:
-    """Accumulates image by image what the mode asks for; evaluators of several processes merge into one."""
+    """Gathers image by image what the mode asks for; evaluators of several processes merge into one."""
 
     def __init__(
         self, catalog: ClassCatalog, mode: Mode, classes: Sequence[str] | None = None, limits: Limits = Limits()
     ) -> None:
-        """``classes``: keys of the catalogue that the metrics are restricted to. Raises UserError for one that the catalogue lacks."""
+        """``classes``: keys of the catalogue that the metrics are restricted to; pixels of the others still count against them. Raises UserError
+        for one that the catalogue lacks."""
         self.catalog = catalog
         self.mode = mode
-        self.classes = _labels(classes, catalog)
-        self.panoptic = PanopticMetric(catalog, self.classes) if mode == "panoptic" else None
-        self.instances = InstanceMetric(catalog, self.classes, limits) if mode != "semantic" else None
-        self.semantic = SemanticMetric(catalog, self.classes) if mode in ("panoptic", "semantic") else None
-        self.records: list[dict[str, Any]] = []
-        self._seen: dict[int, str] = {}
+        self.limits = Limits() if mode == "semantic" else limits
+        self.counted = _labels(classes, catalog)
+        self.things = [label for label in catalog.thing_ids if label in self.counted]
+        self.records: dict[int, dict[str, Any]] = {}
+        """By image id, as ``metrics.predictions`` writes them."""
+        self.objects: dict[int, dict[str, Any]] = {}
+        """By image id, see ``coco_image``; empty where the mode has no instances."""
 
     def add(self, prediction: Predictions, truth: Target) -> None:
         """Both at original size. Raises UserError for an image id seen before, ValueError for a part that the mode needs and lacks."""
         meta = prediction.meta
-        self._note(meta.image_id, meta.file_name)
+        self._refuse_again(meta.image_id, meta.file_name)
         size = truth.size if truth.masks is None else tuple(truth.masks.shape[1:])
         if size != meta.original_size:
             raise ValueError(f"{meta.file_name}: truth has size {size}, expected {meta.original_size}")
         quality = confusion = rles = None
-        if self.panoptic is not None:
-            quality = self.panoptic.update(_present(prediction.panoptic, "panoptic", meta.file_name), truth)
-        if self.instances is not None:
+        if self.mode == "panoptic":
+            quality = panoptic_counts(_present(prediction.panoptic, "panoptic", meta.file_name), truth)
+        if self.mode != "semantic":
             instances = _present(prediction.instances, "instances", meta.file_name)
             rles = None if instances.masks is None or self.mode == "detection" else encode_masks(instances.masks)
-            self.instances.update(instances, rles, truth, meta)
-        if self.semantic is not None:
+            self.objects[meta.image_id] = coco_image(instances, rles, truth, meta, self.things)
+        if self.mode in ("panoptic", "semantic"):
             if truth.semantic is None:
                 raise UserError(
                     f"{meta.file_name}: the annotations do not say the class of every pixel; mIoU needs a dataset that does "
                     "(coco_panoptic or mask_pairs), or set model.mode to instance"
                 )
-            confusion = self.semantic.update(_present(prediction.semantic, "semantic", meta.file_name), truth.semantic)
-        self.records.append(encode_record(prediction, rles, confusion, quality))
+            semantic = _present(prediction.semantic, "semantic", meta.file_name)
+            confusion = confusion_matrix(semantic.cpu().numpy(), truth.semantic.cpu().numpy(), len(self.catalog))
+        self.records[meta.image_id] = encode_record(prediction, rles, confusion, quality)
 
     def merge(self, other: Evaluator) -> None:
-        """Takes over what another process accumulated; an image that both saw is an error."""
-        for image_id, file_name in other._seen.items():
-            self._note(image_id, file_name)
-        if self.panoptic is not None and other.panoptic is not None:
-            self.panoptic.merge(other.panoptic)
-        if self.instances is not None and other.instances is not None:
-            self.instances.merge(other.instances)
-        if self.semantic is not None and other.semantic is not None:
-            self.semantic.merge(other.semantic)
-        self.records += other.records
+        """Takes over what another process gathered; an image that both saw is an error."""
+        for image_id, record in other.records.items():
+            self._refuse_again(image_id, record["file_name"])
+        self.records |= other.records
+        self.objects |= other.objects
 
-    def result(self, seconds: float = 0.0) -> Evaluation:
+    def statistics(self) -> Statistics:
+        """What each image contributes to the metrics, by ascending image id."""
+        ids = sorted(self.records)
+        parts = _pixel_counts([self.records[image] for image in ids], len(self.catalog))
+        if self.objects and self.things:
+            for kind in ("bbox",) if self.mode == "detection" else ("segm", "bbox"):
+                parts |= coco_matches([self.objects[image] for image in ids], self.things, self.limits, kind)
+        names, things = list(self.catalog.keys), list(self.catalog.thing_ids)
+        return Statistics(self.mode, names, things, self.counted, ids, parts, self.limits)
+
+    def result(self, seconds: float = 0.0) -> Result:
         """Raises UserError when there was no image, or nothing on the images that could be measured."""
         if not self.records:
             raise UserError("no image was evaluated; is the split empty?")
-        metrics: dict[str, float] = {}
-        rows: list[dict[str, Any]] = [
-            {"id": category.id, "name": category.name, "isthing": int(category.isthing)}
-            for category in self.catalog.categories
-        ]
-        for metric in (self.panoptic, self.instances, self.semantic):
-            if metric is None:
-                continue
-            found, per_class = metric.result()
-            metrics |= found
-            for row, extra in zip(rows, per_class, strict=True):
-                row |= extra
-        if self.classes is not None:
-            rows = [rows[label] for label in sorted(self.classes)]
-        broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if broken:
-            raise ValueError(f"metrics {', '.join(broken)} are not finite")
+        statistics = self.statistics()
+        metrics = evaluated(statistics)
         if not metrics:
             raise UserError(
                 f"the {len(self.records)} evaluated images have no annotated object of any class, so no metric is defined; "
                 "check the split's annotations and the label map"
             )
-        counted = list(range(len(self.catalog))) if self.classes is None else sorted(self.classes)
-        return Evaluation(
-            metrics, rows, len(self.records), seconds, self.records, self.mode, self.catalog, counted, self.instances
-        )
+        categories, measured = self.catalog.categories, by_class(statistics)
+        rows = [
+            {"id": categories[label].id, "name": categories[label].name, "isthing": int(categories[label].isthing)}
+            | measured[label]
+            for label in self.counted
+        ]
+        return Result(metrics, rows, seconds, list(self.records.values()), statistics, self.catalog)
 
-    def _note(self, image_id: int, file_name: str) -> None:
-        if image_id in self._seen:
+    def _refuse_again(self, image_id: int, file_name: str) -> None:
+        if image_id in self.records:
             raise UserError(
-                f"image id {image_id} occurs twice ({self._seen[image_id]} and {file_name}); every image counts once, "
+                f"image id {image_id} occurs twice ({self.records[image_id]['file_name']} and {file_name}); every image counts once, "
                 "so ids must be unique within a split"
             )
-        self._seen[image_id] = file_name
 
 
 def evaluate(
@@ -234,7 +222,7 @@ def evaluate(
     progress: bool = True,
     classes: Sequence[str] | None = None,
     limits: Limits = Limits(),
-) -> Evaluation:
+) -> Result:
     """Every batch of ``loader`` must carry ``truths``. Raises UserError for no image, and for one that comes twice."""
     start = time.perf_counter()
     evaluator = Evaluator(catalog, mode, classes, limits)
@@ -242,7 +230,6 @@ def evaluate(
     return evaluator.result(time.perf_counter() - start)
 
 
-@torch.inference_mode()
 def accumulate(
     evaluator: Evaluator,
     predict: Callable[[Batch], list[Predictions]],
@@ -274,15 +261,28 @@ def _kept(spec: Spec) -> list[tuple[str, int]]:
     return []
 
 
-def _labels(names: Sequence[str] | None, catalog: ClassCatalog) -> set[int] | None:
-    """Contiguous ids."""
-    if names is None:
-        return None
+def _pixel_counts(records: Sequence[Mapping[str, Any]], num_classes: int) -> dict[str, Columns]:
+    """The parts ``semantic`` and ``panoptic`` of the statistics."""
+    semantic: list[tuple[float, ...]] = []
+    panoptic: list[tuple[float, ...]] = []
+    for image, record in enumerate(records):
+        confusion = np.zeros((num_classes, num_classes), np.int64)
+        for row, column, pixels in record.get("semantic", {}).get("confusion", ()):
+            confusion[row, column] = pixels
+        counts = np.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)], 1)
+        semantic += [(image, label, *counts[label].tolist()) for label in np.flatnonzero(counts.any(1)).tolist()]
+        panoptic += [(image, *row) for row in record.get("panoptic", {}).get("quality", ())]
+    rows = {"semantic": semantic, "panoptic": panoptic}
+    return {name: as_columns(name, rows[name]) for name in rows if any(name in record for record in records)}
+
+
+def _labels(names: Sequence[str] | None, catalog: ClassCatalog) -> list[int]:
+    """Contiguous ids in order, all of them without ``names``."""
     keys = catalog.keys
-    for name in names:
+    for name in names or ():
         if name not in keys:
             raise UserError(f"evaluate.classes: {unknown_class(name, catalog)}")
-    return {keys.index(name) for name in names}
+    return [label for label, key in enumerate(keys) if names is None or key in names]
 
 
 def _present(part: Any, name: str, file_name: str) -> Any:

@@ -9,43 +9,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 
-from tessera.structures import ClassCatalog, Panoptic, Target
+from tessera.structures import Panoptic, Target
 
 VOID = -1
 """Class of the pixels that belong to no segment."""
 
 
-@dataclass
-class PanopticCounts:
-    """Per class, (C,) each."""
-
-    iou: np.ndarray
-    """float64, summed over the matched pairs."""
-    tp: np.ndarray
-    fp: np.ndarray
-    fn: np.ndarray
-
-    @classmethod
-    def sum(cls, images: Sequence[PanopticCounts], num_classes: int) -> PanopticCounts:
-        """Without rounding in between, so that the order of images changes no bit."""
-        nothing = np.zeros(num_classes, np.int64)
-        return cls(
-            np.array([math.fsum(image.iou[label] for image in images) for label in range(num_classes)]),
-            tp=sum((image.tp for image in images), nothing),
-            fp=sum((image.fp for image in images), nothing),
-            fn=sum((image.fn for image in images), nothing),
-        )
-
-
-def panoptic_counts(prediction: Panoptic, truth: Target, num_classes: int) -> PanopticCounts:
-    """Of one image. Raises ValueError on sizes that differ, truth that overlaps and a map that does not fit its segments."""
+def panoptic_counts(prediction: Panoptic, truth: Target) -> list[list[float]]:
+    """One image's ``[label, iou, tp, fp, fn]`` of every class that occurs in it, ``iou`` summed over the matched pairs. Raises ValueError on
+    sizes that differ, truth that overlaps and a map that does not fit its segments."""
     true_map = _truth_map(truth)
     predicted_map, predicted_labels = _prediction_map(prediction)
     if true_map.shape != predicted_map.shape:
@@ -74,57 +48,18 @@ def panoptic_counts(prediction: Panoptic, truth: Target, num_classes: int) -> Pa
     missed = ~matches.any(1) & ~crowd
     missed[0] = False
 
-    matched_labels = true_labels[np.nonzero(matches)[0]]
-    return PanopticCounts(
-        iou=np.bincount(matched_labels, weights=iou[matches], minlength=num_classes),
-        tp=np.bincount(matched_labels, minlength=num_classes),
-        fp=np.bincount(predicted_labels[spurious], minlength=num_classes),
-        fn=np.bincount(true_labels[missed], minlength=num_classes),
-    )
-
-
-class PanopticMetric:
-    """PQ, SQ and RQ are means over the classes (those of ``classes`` alone, contiguous ids, where given) that have a true positive,
-    false positive or false negative."""
-
-    def __init__(self, catalog: ClassCatalog, classes: Collection[int] | None = None) -> None:
-        self.catalog = catalog
-        self.counted = np.array([classes is None or label in classes for label in range(len(catalog))], bool)
-        self.images: list[PanopticCounts] = []
-
-    def update(self, prediction: Panoptic, truth: Target) -> PanopticCounts:
-        """Returns this image's own counts."""
-        counts = panoptic_counts(prediction, truth, len(self.catalog))
-        self.images.append(counts)
-        return counts
-
-    def merge(self, other: PanopticMetric) -> None:
-        self.images += other.images
-
-    def result(self) -> tuple[dict[str, float], list[dict[str, Any]]]:
-        """Metrics, and one row per class with ``PQ``, ``SQ``, ``RQ`` (None for a class that never occurred) and the counts."""
-        counts = PanopticCounts.sum(self.images, len(self.catalog))
-        weight = counts.tp + 0.5 * counts.fp + 0.5 * counts.fn
-        occurred = weight > 0
-        safe = np.where(occurred, weight, 1)
-        quality = {
-            "PQ": counts.iou / safe,
-            "SQ": counts.iou / np.maximum(counts.tp, 1),
-            "RQ": counts.tp / safe,
-        }
-        counted = occurred & self.counted
-        thing = np.array([category.isthing for category in self.catalog.categories], bool)
-        metrics: dict[str, float] = {}
-        for suffix, group in (("", counted), ("_things", counted & thing), ("_stuff", counted & ~thing)):
-            if group.any():
-                metrics |= {f"{name}{suffix}": float(values[group].mean()) for name, values in quality.items()}
-        rows: list[dict[str, Any]] = []
-        for index in range(len(self.catalog)):
-            row: dict[str, Any] = {
-                name: float(values[index]) if occurred[index] else None for name, values in quality.items()
-            }
-            rows.append(row | {name: int(getattr(counts, name)[index]) for name in ("tp", "fp", "fn")})
-        return metrics, rows
+    matched = true_labels[np.nonzero(matches)[0]]
+    labels = np.unique(np.concatenate([matched, predicted_labels[spurious], true_labels[missed]]))
+    return [
+        [
+            int(label),
+            float(np.bincount(matched, iou[matches], label + 1)[label]),
+            int((matched == label).sum()),
+            int((predicted_labels[spurious] == label).sum()),
+            int((true_labels[missed] == label).sum()),
+        ]
+        for label in labels
+    ]
 
 
 def _truth_map(truth: Target) -> np.ndarray:

@@ -15,11 +15,10 @@ Tables and ``verify`` read this file, so this module needs no torch.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,9 @@ SIZES = ("all", "small", "medium", "large")
 
 THRESHOLDS = 10
 """IoU 0.50:0.95."""
+
+KINDS = {"segm": "", "bbox": "box_"}
+"""Of average precision: the part, as COCO calls it, and what the metrics' names begin with."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "panoptic": ("image", "label", "iou", "tp", "fp", "fn"),
 } | {
     name: columns
-    for kind in ("segm", "bbox")
+    for kind in KINDS
     for name, columns in (
         (kind, ("image", "label", "score", *(f"{flag}_{size}" for size in SIZES for flag in ("matched", "ignored")))),
         (f"{kind}_truth", ("image", "label", *SIZES)),
@@ -139,51 +141,47 @@ def write_compressed(path: Path, document: Mapping[str, Any]) -> None:
 
 def read_statistics(path: Path, data_root: str = "data") -> Statistics:
     """Raises UserError when the file is missing, cut off or something else; ``data_root`` is told to make it again with."""
-    with reading_compressed(path, "statistics", FORMAT, data_root) as document:
-        for key, type_ in (("classes", str), ("things", int), ("counted", int), ("image_ids", int)):
-            if not isinstance(document[key], list) or not all(type(value) is type_ for value in document[key]):
-                raise ValueError(f"{key} is no list of {type_.__name__}")
-        images, classes = len(document["image_ids"]), len(document["classes"])
-        if not set(document["things"] + document["counted"]) <= set(range(classes)):
-            raise ValueError("things or counted speak of classes that are not listed")
-        parts = {name: _columns(name, part, images, classes) for name, part in document["parts"].items()}
-        for kind in ("segm", "bbox"):
-            if (kind in parts) != (f"{kind}_truth" in parts):
-                raise ValueError(f"only one of {kind} and {kind}_truth is there")
-        limits = Limits(*(tuple(document["limits"][key]) for key in ("detections", "borders")))
-        if not all(isinstance(value, int | float) for value in (*limits.detections, *limits.borders)):
-            raise ValueError("limits are no numbers")
-        return Statistics(**{**document, "parts": parts, "limits": limits})
-
-
-@contextlib.contextmanager
-def reading_compressed(path: Path, what: str, version: int, data_root: str = "data") -> Iterator[dict[str, Any]]:
-    """Yields the document without its format, and turns what a missing, cut or foreign file raises, then or while it is taken apart, into
-    a UserError."""
-    again = f"evaluate again: `{workflow_command(path, again=True, data_root=data_root)}`"
     try:
         with open_input(path) as stream:
-            document = json.loads(gzip.decompress(stream.read()))
-        if not isinstance(document, dict) or document.pop("format", None) != version:
-            raise ValueError(f"its format is not {version}")
-        yield document
+            return _taken_apart(json.loads(gzip.decompress(stream.read())))
     except FileNotFoundError:
         command = workflow_command(path, data_root=data_root)
         raise UserError(f"{missing(path)}; evaluate writes it: `{command}`") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); {again}") from None
     except (
+        OSError,
         EOFError,
         zlib.error,
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
+        ArithmeticError,
+        LookupError,
         RecursionError,
+        TypeError,
+        ValueError,
     ) as error:
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
-        raise UserError(f"{path}: is no file of {what} of this version, or is cut off ({reason}); {again}") from None
+        raise UserError(
+            f"{path}: cannot be read as statistics of this version ({reason}); "
+            f"evaluate again: `{workflow_command(path, again=True, data_root=data_root)}`"
+        ) from None
+
+
+def _taken_apart(document: Any) -> Statistics:
+    """Raises what a foreign document brings with it."""
+    if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
+        raise ValueError(f"its format is not {FORMAT}")
+    for key, type_ in (("classes", str), ("things", int), ("counted", int), ("image_ids", int)):
+        if not isinstance(document[key], list) or not all(type(value) is type_ for value in document[key]):
+            raise ValueError(f"{key} is no list of {type_.__name__}")
+    images, classes = len(document["image_ids"]), len(document["classes"])
+    if not set(document["things"] + document["counted"]) <= set(range(classes)):
+        raise ValueError("things or counted speak of classes that are not listed")
+    parts = {name: _columns(name, part, images, classes) for name, part in dict(document["parts"]).items()}
+    for kind in KINDS:
+        if (kind in parts) != (f"{kind}_truth" in parts):
+            raise ValueError(f"only one of {kind} and {kind}_truth is there")
+    limits = Limits(*(tuple(document["limits"][key]) for key in ("detections", "borders")))
+    if not all(isinstance(value, int | float) for value in (*limits.detections, *limits.borders)):
+        raise ValueError("limits are no numbers")
+    return Statistics(**{**document, "parts": parts, "limits": limits})
 
 
 def _columns(name: str, part: Mapping[str, Sequence[float]], images: int, classes: int) -> Columns:
@@ -198,28 +196,6 @@ def _columns(name: str, part: Mapping[str, Sequence[float]], images: int, classe
     return found
 
 
-def per_image_counts(records: Sequence[Mapping[str, Any]], num_classes: int) -> dict[str, Columns]:
-    """The parts ``semantic`` and ``panoptic`` of ``metrics.predictions`` records, which are sorted by image id."""
-    semantic: list[tuple[float, ...]] = []
-    panoptic: list[tuple[float, ...]] = []
-    for image, record in enumerate(records):
-        if "semantic" in record:
-            confusion = np.zeros((num_classes, num_classes), np.int64)
-            for row, column, pixels in record["semantic"]["confusion"]:
-                confusion[row, column] = pixels
-            counts = zip(
-                confusion.diagonal().tolist(), confusion.sum(1).tolist(), confusion.sum(0).tolist(), strict=True
-            )
-            semantic += [(image, label, *found) for label, found in enumerate(counts) if any(found)]
-        if "panoptic" in record:
-            panoptic += [(image, *row) for row in record["panoptic"]["quality"]]
-    found = {}
-    for name, rows in (("semantic", semantic), ("panoptic", panoptic)):
-        if any(name in record for record in records):
-            found[name] = as_columns(name, rows)
-    return found
-
-
 def as_columns(name: str, rows: Sequence[Sequence[float]]) -> Columns:
     """From one tuple per line, in the order of ``COLUMNS``."""
     values = list(zip(*rows, strict=True)) or [()] * len(COLUMNS[name])
@@ -227,9 +203,3 @@ def as_columns(name: str, rows: Sequence[Sequence[float]]) -> Columns:
         key: np.array(column, np.float64 if key in FRACTIONAL else np.int64)
         for key, column in zip(COLUMNS[name], values, strict=True)
     }
-
-
-def divide(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """NaN where the denominator is zero."""
-    ratio: np.ndarray = np.divide(numerator, denominator, out=np.full(numerator.shape, np.nan), where=denominator > 0)
-    return ratio

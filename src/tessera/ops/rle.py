@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Rle(TypedDict):
@@ -19,7 +21,7 @@ class Rle(TypedDict):
 
 def encode_masks(masks: Tensor | np.ndarray) -> list[Rle]:
     """(N, H, W) bool to N encodings."""
-    array = masks.cpu().numpy() if isinstance(masks, Tensor) else masks
+    array = masks if isinstance(masks, np.ndarray) else masks.cpu().numpy()
     count, height, width = array.shape
     if not count:
         return []

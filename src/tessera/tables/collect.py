@@ -1,124 +1,54 @@
-"""Evaluation files, checked on the way in: the right schema, the right experiment, made from the spec as it is now."""
+"""What stages left, checked on the way in: sealed, of the right experiment, made from the spec as it is now."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from tessera.files import UserError, missing, read_json, workflow_command
+from tessera.metrics.record import Evaluation, RowName
 from tessera.provenance import seal_holds
 from tessera.spec.compose import Grid
 from tessera.spec.lineage import differences, lineage
 from tessera.spec.planning import Condition, evaluation_file, refuse_other_recipe, refuse_table, table_columns
 
 
-class RowName(NamedTuple):
-    """Everything in an experiment's name but the seed."""
-
-    model: str
-    backbone: str
-    dataset: str
-    variant: str
-    """Variants joined by ``-``, the way of testing behind them where rows tell it; empty for the plain recipe."""
-
-
-class Evaluation(BaseModel):
-    """What a table needs of an evaluation file, whatever the runtime."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
-
-    experiment: str
-    model: str
-    backbone: str
-    dataset: str
-    variants: list[str]
-    seed: int
-    mode: str
-    split: str
-    runtime: str
-    precision: str
-    testing: str = ""
-    """Name of the way of testing; empty for the experiment's own."""
-    testing_as: Literal["columns", "rows"] = "columns"
-    """Where a table tells ways of testing apart; no part of the file."""
-    images: int = Field(ge=1)
-    metrics: dict[str, float] = Field(min_length=1)
-    """Fractions; without those that the images hold nothing of."""
-    per_class: list[dict[str, Any]]
-    remarks: list[str] = Field([])
-    """What a reader of the numbers must know."""
-    seconds: float = Field(gt=0)
-    """Of the whole evaluation, loading included."""
-    lineage: dict[str, Any]
-    facts: dict[str, Any]
-    """See ``provenance.collect``."""
-
-    @property
-    def row(self) -> RowName:
-        told = [self.testing] if self.testing and self.testing_as == "rows" else []
-        return RowName(self.model, self.backbone, self.dataset, "-".join([*self.variants, *told]))
-
-    @property
-    def column(self) -> Condition:
-        return self.runtime, self.precision, self.testing if self.testing_as == "columns" else ""
-
-    @property
-    def key(self) -> tuple[str, Condition]:
-        """What tells it from all others: the experiment, and the run."""
-        return self.experiment, (self.runtime, self.precision, self.testing)
-
-
-def read_evaluation(path: Path, data_root: str = "data") -> Evaluation:
-    """Raises UserError naming the file and the key for anything but an evaluation file, and for one that was edited. ``data_root`` is told to
-    make it again with."""
-    document = _read_sealed(path, data_root)
-    try:
-        found = Evaluation.model_validate(document)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"])) or "the whole file"
-        raise UserError(
-            f"{path}: is no evaluation file of this version ({key}: {first['msg']}); {advice(path, data_root)}"
-        ) from None
-    for name, value in found.metrics.items():
-        if not 0 <= value <= 1:
-            raise UserError(f"{path}: the metric {name} is {value}, expected a fraction between 0 and 1")
-    return found
-
-
 def collect(grid: Grid, table: str, results: Path) -> list[Evaluation]:
-    """Every evaluation of a table, in the table's order: experiments first, then runtimes, then precisions, then ways of testing.
-
-    Raises UserError for an experiment listed twice, a missing or damaged file, a file of another experiment, runtime or precision,
-    and one made from another spec than the present one.
-    """
+    """Every evaluation of a table, in the table's order: experiments first, then runtimes, then precisions, then ways of testing. Raises
+    UserError for an experiment listed twice, and as ``read_evaluation`` does."""
     refuse_table(grid, table)
     return [
-        read_expected(grid, results, experiment, *run).model_copy(update={"testing_as": grid.tables[table].testing_as})
+        read_evaluation(grid, results, experiment, *run).model_copy(
+            update={"testing_as": grid.tables[table].testing_as}
+        )
         for experiment in grid.table_experiments(table)
         for run in table_columns(grid.tables[table])
     ]
 
 
-def read_expected(
+def read_evaluation(
     grid: Grid, results: Path, experiment: str, runtime: str, precision: str, testing: str = ""
 ) -> Evaluation:
-    """Raises UserError for a file that is missing or damaged, of another experiment or run, or made from another spec."""
+    """Raises UserError for a file that is missing, damaged or edited, of another experiment or run, or made from another spec."""
     path = results / experiment / evaluation_file(runtime, precision, testing)
-    found = read_evaluation(path, grid.data_root)
+    try:
+        found = Evaluation.model_validate(_read_sealed(path, grid.data_root))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "the whole file"
+        raise UserError(
+            f"{path}: is no evaluation file of this version ({key}: {first['msg']}, found {first['input']!r:.60}); "
+            f"{advice(path, grid.data_root)}"
+        ) from None
     wanted = (experiment, (runtime, precision, testing))
     if found.key != wanted:
         written, asked = (" ".join(filter(None, (name, *run))) for name, run in (found.key, wanted))
         raise UserError(f"{path}: says it is of {written}, expected {asked}; was it copied by hand?")
-    require_lineage(
-        path,
-        found.lineage,
-        lineage(grid.resolve(experiment, testing=testing).spec, "evaluate", runtime, precision),
-        grid.data_root,
-    )
+    expected = lineage(grid.resolve(experiment, testing=testing).spec, "evaluate", runtime, precision)
+    _require_lineage(path, found.lineage, expected, grid.data_root)
     return found
 
 
@@ -140,7 +70,7 @@ def read_document(path: Path, experiment: str, expected: dict[str, Any], data_ro
         raise UserError(
             f"{path}: says it is of {document.get('experiment')!r}, expected {experiment!r}; was it copied by hand?"
         )
-    require_lineage(path, document.get("lineage"), expected, data_root)
+    _require_lineage(path, document.get("lineage"), expected, data_root)
     return document
 
 
@@ -163,7 +93,7 @@ def _read_sealed(path: Path, data_root: str) -> dict[str, Any]:
     raise UserError(f"{path}: {problem}; {advice(path, data_root)}")
 
 
-def require_lineage(path: Path, found: Any, expected: dict[str, Any], data_root: str) -> None:
+def _require_lineage(path: Path, found: Any, expected: dict[str, Any], data_root: str) -> None:
     """Raises UserError unless the file at ``path`` was made from exactly the present spec."""
     changed = differences(found, expected)
     if changed:

@@ -7,44 +7,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from tessera import provenance
 from tessera.files import UserError, write_json, write_text
-from tessera.metrics.resampling import (
-    INTERVAL_IMAGES,
-    LEVEL,
-    disagreements,
-    interval,
-    randomized,
-    resampled,
-    two_sided_p,
-)
+from tessera.metrics.formulas import disagreements
+from tessera.metrics.record import Evaluation, runtime_name
+from tessera.metrics.resampling import INTERVAL_IMAGES, LEVEL, interval, randomized, resampled, two_sided_p
 from tessera.metrics.statistics import Statistics, base_name, read_statistics
 from tessera.spec.compose import Grid, Table
 from tessera.spec.lineage import lineage
 from tessera.spec.planning import Condition, digests_of, evaluation_file, statistics_file, table_lineage
-from tessera.tables.collect import Evaluation, RowName, advice, collect, read_document, rows_of
+from tessera.tables.collect import advice, collect, read_document, rows_of
 from tessera.tables.html import to_html
 from tessera.tables.table import (
     DIFFERS,
-    ROW,
     Cell,
     Column,
     ComparisonTable,
     Row,
-    runtime_name,
     to_latex,
     to_markdown,
 )
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 MAIN_METRICS = ("PQ", "SQ", "RQ", "AP", "AP50", "box_AP", "mIoU", "pixel_accuracy")
 """Shown where a table names no metrics, in this order, as far as there are any."""
-
-COLUMN = ["runtime", "precision", "testing", "metric"]
 
 Key = tuple[str, Condition]
 """``Evaluation.key``."""
@@ -65,19 +57,22 @@ def compare(grid: Grid, table: str, results: Path) -> None:
     ``.json`` (the cells in full, and what all of it was made from)."""
     evaluations = collect(grid, table, results)
     definition = grid.tables[table]
-    files = {evaluation.key: _file(results, evaluation) for evaluation in evaluations}
+    files = {one.key: results / one.experiment / evaluation_file(*one.key[1]) for one in evaluations}
     inputs = list(files.values())
     drawn: dict[Key, Drawn] = {}
     if definition.resampled:
         inputs += [statistics_file(path) for path in files.values()]
         metrics = choose_metrics(table, evaluations, definition.metrics)
         drawn = draw_images(evaluations, files, metrics, definition, grid.data_root)
-    trainings = {name: results / name / "train.json" for name in dict.fromkeys(e.experiment for e in evaluations)}
-    reports = {name: _training(grid, name, path) for name, path in trainings.items()} if definition.parameters else {}
-    inputs += [trainings[name] for name in reports]
-    numbers = long_form(evaluations, {name: parameters for name, (parameters, _) in reports.items()}, drawn)
-    commits = [*(commit for _, commit in reports.values()), *(e.facts.get("commit") for e in evaluations)]
-    made = make_table(table, definition, evaluations, numbers, drawn, commits)
+    parameters: dict[str, int] = {}
+    commits: list[str | None] = []
+    for experiment in dict.fromkeys(one.experiment for one in evaluations) if definition.parameters else ():
+        inputs.append(results / experiment / "train.json")
+        parameters[experiment], commit = _training(grid, experiment, inputs[-1])
+        commits.append(commit)
+    commits += [one.facts.get("commit") for one in evaluations]
+    numbers = long_form(evaluations, parameters, drawn)
+    made = make_table(table, definition, evaluations, parameters, drawn, commits)
 
     folder = results / "tables"
     text = to_markdown(made, definition.decimals)
@@ -103,47 +98,41 @@ def make_table(
     name: str,
     definition: Table,
     evaluations: Sequence[Evaluation],
-    numbers: pd.DataFrame,
+    parameters: Mapping[str, int],
     drawn: Mapping[Key, Drawn],
     commits: Sequence[str | None],
 ) -> ComparisonTable:
-    """``numbers`` as ``long_form`` gives them; rows and columns in order of appearance there."""
-    metrics = choose_metrics(name, evaluations, definition.metrics)
+    """Rows and columns in order of appearance in ``evaluations``; ``parameters``: of each experiment, where the table shows them."""
     columns = [
         Column(runtime, precision, metric, testing)
         for runtime, precision, testing in dict.fromkeys(evaluation.column for evaluation in evaluations)
-        for metric in metrics
+        for metric in choose_metrics(name, evaluations, definition.metrics)
     ]
-    placed = numbers.assign(testing="") if definition.testing_as == "rows" else numbers
-    groups = {
-        key: (100 * values.mean(), 100 * values.std() if len(values) > 1 else None)
-        for key, values in placed.groupby(ROW + COLUMN, sort=False)["value"]
-    }
-    members = rows_of(evaluations)
 
-    def cell(row: RowName, column: Column) -> Cell | None:
-        found = groups.get((*row, column.runtime, column.precision, column.testing, column.metric))
-        if found is None:
-            return None
-        mean, std = float(found[0]), None if found[1] is None else float(found[1])
-        # The images of all seeds are drawn together.
+    def cell(members: Sequence[Evaluation], column: Column) -> Cell | None:
         run = (column.runtime, column.precision, column.testing)
-        seeds = [drawn[one.key] for one in members[row] if one.key in drawn and one.column == run]
-        values = _mean([one.resampled.get(column.metric) for one in seeds])
-        differences = _mean([one.swapped.get(column.metric) for one in seeds])
-        limits = None if values is None else interval(100 * values)
+        seeds = [one for one in members if one.column == run and column.metric in one.metrics]
+        if not seeds:
+            return None
+        values = np.array([one.metrics[column.metric] for one in seeds])
+        std = 100 * float(values.std(ddof=1)) if len(seeds) > 1 else None
+        # The images of all seeds are drawn together.
+        draws = [drawn[one.key] for one in members if one.column == run and one.key in drawn]
+        resamples = _mean([one.resampled.get(column.metric) for one in draws])
+        differences = _mean([one.swapped.get(column.metric) for one in draws])
+        limits = None if resamples is None else interval(100 * resamples)
         p = None if differences is None else two_sided_p(differences)
         difference = None if differences is None or p is None else 100 * float(differences[0])
-        return Cell(mean, std, limits, difference, p, p is not None and p < LEVEL)
+        return Cell(100 * float(values.mean()), std, limits, difference, p, p is not None and p < LEVEL)
 
     rows = [
         Row(
             *row,
-            parameters=_parameters(numbers, row),
-            cells=tuple(cell(row, column) for column in columns),
-            mode=found[0].mode,
+            parameters=parameters.get(members[0].experiment),  # seeds build the same network
+            cells=tuple(cell(members, column) for column in columns),
+            mode=members[0].mode,
         )
-        for row, found in members.items()
+        for row, members in rows_of(evaluations).items()
     ]
     return ComparisonTable(
         name,
@@ -237,6 +226,8 @@ def long_form(
 ) -> pd.DataFrame:
     """One row per number, as it was measured. ``low`` and ``high``, where images were resampled, are the interval of this number alone; the
     table's metrics have one."""
+    import pandas as pd  # a table that is refused is refused sooner
+
     found = []
     for evaluation in evaluations:
         resampled = drawn[evaluation.key].resampled if evaluation.key in drawn else {}
@@ -350,19 +341,7 @@ def _training(grid: Grid, experiment: str, path: Path) -> tuple[int, str | None]
         ) from None
 
 
-def _parameters(numbers: pd.DataFrame, row: RowName) -> int | None:
-    """Of any seed: they build the same network."""
-    if "parameters" not in numbers:
-        return None
-    return int(numbers.loc[(numbers[ROW] == row).all(axis=1), "parameters"].iloc[0])
-
-
 def _mean(arrays: Sequence[np.ndarray | None]) -> np.ndarray | None:
     """Of arrays of one shape; None without any, or where one is missing."""
     present = [array for array in arrays if array is not None]
     return np.mean(present, 0) if present and len(present) == len(arrays) else None
-
-
-def _file(results: Path, evaluation: Evaluation) -> Path:
-    experiment, run = evaluation.key
-    return results / experiment / evaluation_file(*run)

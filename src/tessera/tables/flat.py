@@ -7,8 +7,8 @@ from pathlib import Path
 from tessera.files import UserError, write_json, write_text
 from tessera.spec.compose import Grid
 from tessera.spec.planning import listed_evaluations
-from tessera.tables.collect import read_expected
-from tessera.tables.compare import COLUMN, choose_metrics, long_form
+from tessera.tables.collect import read_evaluation
+from tessera.tables.compare import choose_metrics, long_form
 
 
 def write_metrics(grid: Grid, results: Path) -> None:
@@ -22,7 +22,7 @@ def make_metrics(grid: Grid, results: Path) -> tuple[dict[str, dict[str, dict[st
     name -> main metric -> fraction. ``metrics.csv``: every metric, one row per number in the columns of a table's CSV, with one more in front
     to label a bar with. A metric without a value is in neither. Raises UserError where no experiment is listed.
     """
-    evaluations = [read_expected(grid, results, *row) for row in listed_evaluations(grid)]
+    evaluations = [read_evaluation(grid, results, *row) for row in listed_evaluations(grid)]
     if not evaluations:
         raise UserError("config/config.yaml, experiments: lists none, so there are no metrics; list some, or `all`")
     main = choose_metrics("", evaluations, ())
@@ -33,6 +33,6 @@ def make_metrics(grid: Grid, results: Path) -> tuple[dict[str, dict[str, dict[st
             name: found.metrics[name] for name in main if name in found.metrics
         }
     numbers = long_form(evaluations)
-    texts = numbers[["experiment", *COLUMN]].itertuples(index=False)
+    texts = numbers[["experiment", "runtime", "precision", "testing", "metric"]].itertuples(index=False)
     numbers.insert(0, "label", [" ".join(filter(None, text)) for text in texts])
     return document, numbers.to_csv(index=False, lineterminator="\n")

@@ -6,18 +6,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-from tessera.tables.collect import RowName
+from tessera.metrics.record import RowName, runtime_name
 
 ROW = list(RowName._fields)
 """What names a row."""
-
-RUNTIME_NAMES = {"torch": "PyTorch", "onnx": "ONNX Runtime", "trt": "TensorRT"}
-
-
-def runtime_name(runtime: str, precision: str, testing: str = "") -> str:
-    """What executed the network, and the way of testing; fp32 and the experiment's own way go without saying."""
-    return " ".join(filter(None, (RUNTIME_NAMES[runtime], precision.replace("fp32", ""), testing)))
-
 
 Standing = Literal["best", "second", ""]
 

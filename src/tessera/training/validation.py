@@ -96,8 +96,8 @@ class Validation:
         self.picture = None
 
         def predict(batch: Batch) -> list[Predictions]:
-            # Networks may keep tensors between calls, which training then needs gradients through.
-            with torch.inference_mode(False), torch.no_grad():
+            # No inference mode: networks may keep tensors between calls, which training then needs gradients through.
+            with torch.no_grad():
                 asked = tasks(self.spec.model)
                 parts = [self._ask(forward, batch, task, losses if task == asked[0] else None) for task in asked]
             found = [merge_parts(list(answers)) for answers in zip(*parts, strict=True)]
