@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
-from tessera.tables.collect import Evaluation
+from tessera.metrics.record import Evaluation
 from tessera.tables.html import to_html
 from tessera.tables.table import Cell, Column, ComparisonTable, Row
-from tests.tables.browser import needs_chromium, open_page
 
 COLUMNS = (Column("torch", "fp32", "PQ"), Column("torch", "fp32", "AP"), Column("onnx", "fp16", "PQ"))
 
@@ -113,27 +111,3 @@ def test_hovering_shows_all_digits() -> None:
 
 def test_the_same_table_gives_the_same_page() -> None:
     assert to_html(table(), EVALUATIONS, 2) == to_html(table(), EVALUATIONS, 2)
-
-
-@needs_chromium
-def test_a_click_on_a_heading_sorts(tmp_path: Path) -> None:
-    script = """<pre id="log"></pre><script>
-      const log = document.querySelector("#log"), buttons = document.querySelectorAll("thead button");
-      for (const place of [4, 4, 5, 5, 0, 0]) {
-        buttons[place].click();
-        const state = document.querySelector("[aria-sort]").getAttribute("aria-sort");
-        log.textContent += [place, state, ...[...document.querySelectorAll("tbody th")].map((th) => th.firstChild.data)].join(" ") + "\\n";
-      }
-    </script>"""
-    page = tmp_path / "t.html"
-    page.write_text(to_html(table(), EVALUATIONS, 1).replace("</body>", script + "</body>"))
-    document = open_page(page, tmp_path / "profile")
-    log = document[document.index('<pre id="log">') + 14 : document.index("</pre>")]
-    assert log.splitlines() == [
-        "4 descending unet oneformer mask2former",  # AP: 100, 40, 9
-        "4 ascending mask2former oneformer unet",
-        "5 descending mask2former unet oneformer",  # the one without a number stays last
-        "5 ascending unet mask2former oneformer",
-        "0 ascending mask2former oneformer unet",
-        "0 descending unet oneformer mask2former",
-    ]

@@ -13,7 +13,7 @@ import yaml
 
 from tessera import provenance
 from tessera.files import UserError, atomic_path, digest_file, write_json
-from tessera.metrics.resampling import evaluated
+from tessera.metrics.formulas import evaluated
 from tessera.metrics.statistics import Statistics, as_columns, read_statistics, write_statistics
 from tessera.provenance import digests, sealed
 from tessera.spec.compose import Grid, load_grid
@@ -422,7 +422,7 @@ def test_a_lock_has_one_version_for_each_python(tmp_path: Path) -> None:
 
 
 def test_the_lock_of_this_project_can_be_read() -> None:
-    found = locked_versions(Path(__file__).parents[1] / "envs/tessera.lock")
+    found = locked_versions(Path(__file__).parents[2] / "envs/tessera.lock")
     assert {"torch", "numpy", "onnx", "timm"} <= found.keys() and all(found[name][0].isdigit() for name in found)
 
 

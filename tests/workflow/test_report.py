@@ -17,7 +17,7 @@ from PIL import Image
 from tessera.spec.planning import FIGURES
 from tessera.tables.html import to_html
 from tests.tables import test_html
-from tests.tables.browser import needs_chromium, open_page
+from tests.workflow.browser import needs_chromium, open_page
 from tests.workflow.project import ROOT, Project, make_project
 
 TABLE = "results/tables/demo.html"

@@ -26,76 +26,65 @@ def draw_predictions(
 ) -> Image.Image:
     """``image``: (3, H, W) uint8 at original size. A panoptic prediction can be drawn in any mode.
 
-    ``outline`` is the width of boxes and contours in pixels of the picture, which is enlarged where the image is small.
+    ``score_threshold`` is that of instances; without masks, boxes alone are drawn, each in its class's own colour. ``outline`` is the width of
+    boxes and contours in pixels of the picture, which is enlarged where the image is small.
     """
+    canvas = Canvas(image, outline)
     if mode == "panoptic" and predictions.panoptic is not None:
-        return draw_panoptic(image, predictions.panoptic, catalog, opacity, outline)
-    if mode in ("instance", "detection") and predictions.instances is not None:
-        return draw_instances(image, predictions.instances, catalog, opacity, score_threshold, outline)
-    if mode == "semantic" and predictions.semantic is not None:
-        return draw_semantic(image, predictions.semantic, catalog, opacity, outline)
-    raise ValueError(f"{predictions.meta.file_name}: the prediction has no {mode} part to draw")
+        _draw_panoptic(canvas, predictions.panoptic, catalog, opacity)
+    elif mode in ("instance", "detection") and predictions.instances is not None:
+        if predictions.instances.masks is None and outline is None:
+            canvas.stroke *= 2  # Nothing else shows where the object is.
+        _draw_instances(canvas, predictions.instances, catalog, opacity, score_threshold)
+    elif mode == "semantic" and predictions.semantic is not None:
+        _draw_semantic(canvas, predictions.semantic, catalog, opacity)
+    else:
+        raise ValueError(f"{predictions.meta.file_name}: the prediction has no {mode} part to draw")
+    return canvas.finish()
 
 
 def draw_truth(image: Tensor, truth: Target, catalog: ClassCatalog, mode: Mode, opacity: float = 0.5) -> Image.Image:
     """The same for a target at original size; crowd regions are drawn as stuff is, without box, in panoptic mode."""
-    if mode == "semantic":
-        if truth.semantic is None:
-            raise ValueError("the target has no semantic map to draw")
-        return draw_semantic(image, truth.semantic, catalog, opacity)
     canvas = Canvas(image)
-    _draw_objects(
-        canvas, truth.labels.tolist(), truth.masks, truth.boxes, catalog, opacity, boxed=(~truth.iscrowd).tolist()
-    )
+    if mode != "semantic":
+        boxed = (~truth.iscrowd).tolist()
+        _draw_objects(canvas, truth.labels.tolist(), truth.masks, truth.boxes, catalog, opacity, boxed=boxed)
+    elif truth.semantic is None:
+        raise ValueError("the target has no semantic map to draw")
+    else:
+        _draw_semantic(canvas, truth.semantic, catalog, opacity)
     return canvas.finish()
 
 
-def draw_semantic(
-    image: Tensor, semantic: Tensor, catalog: ClassCatalog, opacity: float = 0.5, outline: int | None = None
-) -> Image.Image:
-    """``semantic``: (H, W) contiguous ids; IGNORE stays uncovered. Each class is named once, in its largest part."""
-    canvas = Canvas(image, outline)
-    labels = [label for label in torch.unique(semantic).tolist() if label != IGNORE]
-    areas = {label: int((semantic == label).sum()) for label in labels}
-    for label in sorted(labels, key=lambda label: -areas[label]):
-        mask, category = semantic == label, catalog.categories[label]
+def _draw_semantic(canvas: Canvas, semantic: Tensor, catalog: ClassCatalog, opacity: float) -> None:
+    """IGNORE stays uncovered. Each class is named once, in its largest part."""
+    labels, areas = (values.tolist() for values in torch.unique(semantic, return_counts=True))
+    for label, _ in sorted(zip(labels, areas, strict=True), key=lambda found: -found[1]):
+        if label == IGNORE:
+            continue
+        mask = semantic == label
+        category = catalog.categories[label]
         canvas.mask(mask, category.color, opacity)
         canvas.label_mask(largest_part(mask), category.name, category.color)
-    return canvas.finish()
 
 
-def draw_panoptic(
-    image: Tensor, panoptic: Panoptic, catalog: ClassCatalog, opacity: float = 0.5, outline: int | None = None
-) -> Image.Image:
+def _draw_panoptic(canvas: Canvas, panoptic: Panoptic, catalog: ClassCatalog, opacity: float) -> None:
     """Things have a box and a score, stuff has its name inside; void stays uncovered."""
-    canvas = Canvas(image, outline)
     segments = sorted(panoptic.segments, key=lambda segment: -segment.score)
-    masks = torch.zeros((len(segments), *panoptic.ids.shape), dtype=torch.bool)
-    for mask, segment in zip(masks, segments, strict=True):
-        mask.copy_(panoptic.ids == segment.id)
+    ids = torch.tensor([segment.id for segment in segments], dtype=panoptic.ids.dtype)
+    masks = panoptic.ids[None] == ids[:, None, None]
     labels = [segment.label for segment in segments]
     scores = [segment.score if catalog.categories[segment.label].isthing else None for segment in segments]
     _draw_objects(canvas, labels, masks, masks_to_boxes(masks), catalog, opacity, scores)
-    return canvas.finish()
 
 
-def draw_instances(
-    image: Tensor,
-    instances: Instances,
-    catalog: ClassCatalog,
-    opacity: float = 0.5,
-    score_threshold: float = 0.5,
-    outline: int | None = None,
-) -> Image.Image:
-    """Instances that score at least ``score_threshold``; without masks, boxes alone, each in its class's own colour."""
-    canvas = Canvas(image, outline)
-    if instances.masks is None and outline is None:
-        canvas.stroke *= 2  # Nothing else shows where the object is.
+def _draw_instances(
+    canvas: Canvas, instances: Instances, catalog: ClassCatalog, opacity: float, score_threshold: float
+) -> None:
     kept = instances.scores >= score_threshold
     masks = None if instances.masks is None else instances.masks[kept]
     labels, scores = instances.labels[kept].tolist(), instances.scores[kept].tolist()
     _draw_objects(canvas, labels, masks, instances.boxes[kept], catalog, opacity, scores)
-    return canvas.finish()
 
 
 def _draw_objects(

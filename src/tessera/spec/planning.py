@@ -39,7 +39,7 @@ from tessera.spec.told import data_mistakes
 
 RESULTS = "results"
 
-COMPARE_VERSION = 4
+COMPARE_VERSION = 5
 """Raised when a change of src/tessera/tables or pictures changes the tables."""
 
 FIGURES = ("curves", "accuracy_time", "classes", "pictures")

@@ -1,21 +1,17 @@
-"""A comparison table as a page of its own: sortable, readable with a screen reader, without anything from elsewhere."""
+"""A comparison table as a page of its own: readable with a screen reader, without anything from elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from tessera.metrics.record import Evaluation
 from tessera.metrics.resampling import LEVEL
-from tessera.tables.collect import Evaluation, RowName
 from tessera.tables.table import (
     DIFFERS,
     PARAMETERS,
     Cell,
     ComparisonTable,
     Row,
-    Standing,
     interval_text,
     number_text,
     parameters_text,
@@ -26,45 +22,26 @@ LEGEND = "Bold is best, underlined second."
 
 def to_html(table: ComparisonTable, evaluations: Sequence[Evaluation], decimals: int) -> str:
     """``evaluations`` are those that the table was made of: footnotes name the commit and the data of each row."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("tessera.tables", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    blocks: list[dict[str, Any]] = []
-    number = 0
-    for title, block in table.blocks:
-        rows = []
-        for row, ranks in zip(block.rows, block.standings(decimals), strict=True):
-            number += 1
-            cells = [_cell(cell, standing, decimals) for cell, standing in zip(row.cells, ranks, strict=True)]
-            rows.append(
-                {
-                    "number": number,
-                    "names": block.row_texts(row),
-                    "parameters": row.parameters,
-                    "parameters_text": parameters_text(row),
-                    "cells": cells,
-                    "sources": _sources(row, evaluations),
-                }
-            )
-        first = [*block.keys, *([PARAMETERS] if block.shows_parameters else [])]
-        blocks.append({"title": title, "table": block, "first": first, "rows": rows})
-    ranked = any(cell["standing"] for block in blocks for row in block["rows"] for cell in row["cells"])
+    blocks = [(title, block, block.standings(decimals)) for title, block in table.blocks]
+    ranked = any(standing for _, _, standings in blocks for row in standings for standing in row)
     return environment.get_template("table.html.jinja").render(
-        table=table, legend=LEGEND if ranked else "", differs=DIFFERS, blocks=blocks
+        table=table,
+        legend=LEGEND if ranked else "",
+        differs=DIFFERS,
+        parameters=PARAMETERS,
+        blocks=blocks,
+        decimals=decimals,
+        number_text=number_text,
+        interval_text=interval_text,
+        parameters_text=parameters_text,
+        details=_details,
+        sources=lambda row: _sources(row, evaluations),
     )
-
-
-def _cell(cell: Cell | None, standing: Standing, decimals: int) -> dict[str, Any]:
-    if cell is None:
-        return {"value": None, "text": "–", "standing": "", "interval": "", "differs": False}
-    return {
-        "value": cell.mean,
-        "text": number_text(cell, decimals),
-        "standing": standing,
-        "interval": interval_text(cell, decimals),
-        "differs": cell.differs,
-        "title": _details(cell),
-    }
 
 
 def _details(cell: Cell) -> str:
@@ -81,14 +58,13 @@ def _details(cell: Cell) -> str:
     return "; ".join(parts)
 
 
-def _sources(row: Row, evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """One for every experiment, commit and data."""
-    name = RowName(row.model, row.backbone, row.dataset, row.variant)
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
+def _sources(row: Row, evaluations: Sequence[Evaluation]) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Experiment, commit and data, each once."""
+    found: list[tuple[str, str, list[tuple[str, str]]]] = []
     for evaluation in evaluations:
-        if evaluation.row == name:
+        if evaluation.row == (row.model, row.backbone, row.dataset, row.variant):
             commit = str(evaluation.facts.get("commit") or "unknown")
             data = sorted((split, str(digest)) for split, digest in evaluation.lineage["data"].items())
-            source = {"experiment": evaluation.experiment, "commit": commit, "data": data}
-            found[evaluation.experiment, commit, *map(str, data)] = source
-    return list(found.values())
+            if (evaluation.experiment, commit, data) not in found:
+                found.append((evaluation.experiment, commit, data))
+    return found

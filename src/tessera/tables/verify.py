@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-from packaging.requirements import Requirement
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 from tessera import provenance
 from tessera.files import TEMPORARY, UserError, digest_file, is_abandoned, missing, read_json, temporaries
-from tessera.metrics.resampling import disagreements
+from tessera.metrics.formulas import disagreements
 from tessera.metrics.statistics import read_statistics
 from tessera.spec.compose import RESERVED, Grid
 from tessera.spec.lineage import RUNTIMES, differences, lineage
 from tessera.spec.planning import (
     RUN_STAGES,
     TESTED_STAGES,
-    Digest,
     digests_of,
     figures_lineage,
     record_file,
@@ -32,10 +30,23 @@ from tessera.spec.planning import (
     table_lineage,
 )
 from tessera.spec.schema import Spec
-from tessera.tables.flat import make_metrics
 
 HIDDEN = (".DS_Store", ".gitignore", ".gitkeep", ".snakemake_timestamp")
 """Files that other tools keep beside results."""
+
+
+REPORTS = {"tables": ("{}.json", table_lineage), "figures": ("{}/figures.json", figures_lineage)}
+"""Folders of what is made of several experiments: where the record of a table lies, and its lineage."""
+
+
+class Expected(NamedTuple):
+    """What a record should hold."""
+
+    lineage: dict[str, Any] | None = None
+    """None where nothing says it."""
+    says: Mapping[str, str] = MappingProxyType({})
+    evaluates: bool = False
+    """Its metrics follow from the statistics beside it."""
 
 
 @dataclass(frozen=True)
@@ -99,19 +110,44 @@ def verify(grid: Grid, path: Path, results: Path) -> Iterator[Finding]:
 
 
 def _verify_folder(grid: Grid, folder: Path) -> Iterator[Finding]:
-    if folder.name == "tables":
-        yield from _verify_tables(grid, folder)
-    elif folder.name == "figures":
-        yield from _verify_figures(grid, folder)
-    elif folder.name in grid.parts:
-        yield from _verify_experiment(grid, folder)
-    else:
-        yield from _verify_other(grid, folder)
-
-
-def _verify_experiment(grid: Grid, folder: Path) -> Iterator[Finding]:
-    known = _known(grid, folder)
+    expected: dict[Path, Expected] = {}
+    yield from _expect_reports(grid, folder, expected) if folder.name in REPORTS else _expect(grid, folder, expected)
     found: dict[Path, dict[str, Any]] = {}
+    for path, record in expected.items():
+        document = yield from _verify_record(path, record.lineage, record.says)
+        if document is not None:
+            found[path] = document
+            if record.evaluates:
+                yield from _verify_metrics(path, document)
+    yield from _strangers(folder, found)
+    yield from _facts(grid.root, folder, found)
+
+
+def _expect_reports(grid: Grid, folder: Path, expected: dict[Path, Expected]) -> Iterator[Finding]:
+    """Fills ``expected`` with the records of tables or of figures."""
+    place, lineage_of = REPORTS[folder.name]
+    known, digest = {folder / place.format(name): name for name in grid.tables}, digests_of(grid)
+    for path in sorted(folder.glob(place.format("*"))):
+        if path not in known:
+            yield Finding("broken", path, "config/config.yaml has no such table")
+            continue
+        try:
+            expected[path] = Expected(lineage_of(grid, known[path], digest), {"table": known[path]})
+        except UserError as error:
+            yield Finding("broken", path, f"what it should be made from can no longer be said: {error}")
+
+
+def _expect(grid: Grid, folder: Path, expected: dict[Path, Expected]) -> Iterator[Finding]:
+    """Fills ``expected`` with the records of an experiment, those of ways of testing that the configuration no longer has among them."""
+    named = {piece for path in folder.glob("*eval.*.json") for piece in path.name.split(".")[1:-1]}
+    ways = sorted((named | {*grid.testings}) - {*RESERVED})
+    known = {folder / name: record for name, record in records(ways).items() if (folder / name).is_file()}
+    if folder.name not in grid.parts:
+        expected |= dict.fromkeys(known, Expected())
+        if known:
+            text = "config/config.yaml has no such experiment: nothing says what it should be made from"
+            yield Finding("broken", folder, text)
+        return
     specs: dict[str, Spec] = {}
     for testing in dict.fromkeys(["", *(record.testing for record in known.values())]):
         try:
@@ -120,38 +156,16 @@ def _verify_experiment(grid: Grid, folder: Path) -> Iterator[Finding]:
             way = f" of its way of testing {testing}" if testing else ""
             yield Finding("broken", folder, f"the spec{way} can no longer be made: {error}")
     for path, record in known.items():
-        spec = specs.get(record.testing)
-        expected = {"experiment": folder.name}
+        says = {"experiment": folder.name}
         if record.stage in RUN_STAGES:
-            expected |= {"runtime": record.runtime, "precision": record.precision}
+            says |= {"runtime": record.runtime, "precision": record.precision}
         if record.stage in TESTED_STAGES:
-            expected["testing"] = record.testing
+            says["testing"] = record.testing
+        spec = specs.get(record.testing)
         wanted = None if spec is None else lineage(spec, record.stage, record.runtime, record.precision)
-        document = yield from _verify_record(path, wanted, expected)
-        if document is not None:
-            found[path] = document
-            if record.stage == "evaluate":
-                yield from _verify_metrics(path, document)
+        expected[path] = Expected(wanted, says, record.stage == "evaluate")
     if not known:
         yield Finding("broken", folder, "holds nothing that a stage recorded")
-    yield from _strangers(folder, found)
-    yield from _facts(grid.root, folder, found)
-
-
-def _known(grid: Grid, folder: Path) -> dict[Path, Record]:
-    """The records that are there, those of ways of testing that the configuration no longer has among them."""
-    named = {piece for path in folder.glob("*eval.*.json") for piece in path.name.split(".")[1:-1]}
-    ways = (named | {*grid.testings}) - {*RESERVED}
-    return {folder / name: record for name, record in records(sorted(ways)).items() if (folder / name).is_file()}
-
-
-def _verify_tables(grid: Grid, folder: Path) -> Iterator[Finding]:
-    yield from _verify_reports(grid, folder, {folder / f"{name}.json": name for name in grid.tables}, table_lineage)
-
-
-def _verify_figures(grid: Grid, folder: Path) -> Iterator[Finding]:
-    known = {folder / name / "figures.json": name for name in grid.tables}
-    yield from _verify_reports(grid, folder, known, figures_lineage)
 
 
 def _verify_flat_metrics(grid: Grid, results: Path) -> Iterator[Finding]:
@@ -159,6 +173,8 @@ def _verify_flat_metrics(grid: Grid, results: Path) -> Iterator[Finding]:
     written = [path for path in (results / "metrics.json", results / "metrics.csv") if path.is_file()]
     if not written:
         return
+    from tessera.tables.flat import make_metrics  # needs pandas
+
     try:
         document, numbers = make_metrics(grid, results)
         for path in written:
@@ -169,44 +185,6 @@ def _verify_flat_metrics(grid: Grid, results: Path) -> Iterator[Finding]:
                 yield Finding("broken", path, "the evaluations give other numbers")
     except (UserError, OSError) as error:
         yield Finding("broken", written[0], f"cannot be made again: {error}")
-
-
-def _verify_reports(
-    grid: Grid, folder: Path, known: Mapping[Path, str], lineage_of: Callable[[Grid, str, Digest], dict[str, Any]]
-) -> Iterator[Finding]:
-    """``known``: the records that there can be, and the table that each is of."""
-    found: dict[Path, dict[str, Any]] = {}
-    digest = digests_of(grid)
-    # Tables lie in the folder, figures in folders of their own.
-    for path in sorted({*folder.glob("*.json"), *folder.glob("*/figures.json")}):
-        if path not in known:
-            yield Finding("broken", path, "config/config.yaml has no such table")
-            continue
-        try:
-            wanted = lineage_of(grid, known[path], digest)
-        except UserError as error:
-            yield Finding("broken", path, f"what it should be made from can no longer be said: {error}")
-            continue
-        document = yield from _verify_record(path, wanted, {"table": known[path]})
-        if document is not None:
-            found[path] = document
-    yield from _strangers(folder, found)
-    yield from _facts(grid.root, folder, found)
-
-
-def _verify_other(grid: Grid, folder: Path) -> Iterator[Finding]:
-    """An experiment that the configuration no longer has, and whatever else."""
-    known = _known(grid, folder)
-    if known:
-        yield Finding(
-            "broken", folder, "config/config.yaml has no such experiment: nothing says what it should be made from"
-        )
-    found: dict[Path, dict[str, Any]] = {}
-    for path in known:
-        document = yield from _verify_record(path, None, {})
-        if document is not None:
-            found[path] = document
-    yield from _strangers(folder, found)
 
 
 def _verify_record(path: Path, wanted: dict[str, Any] | None, expected: Mapping[str, str]) -> Iterator[Finding] | Any:
@@ -332,6 +310,8 @@ def _facts(root: Path, folder: Path, found: Mapping[Path, Mapping[str, Any]]) ->
 
 def locked_versions(path: Path) -> dict[str, str]:
     """Package -> version that a lock file has for this Python; empty without one."""
+    from packaging.requirements import Requirement
+
     if not path.is_file():
         return {}
     lines = re.findall(r"^([A-Za-z0-9._-]+==[^\\\n]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
