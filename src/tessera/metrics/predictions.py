@@ -68,7 +68,8 @@ def encode_record(
 
 def _sparse(confusion: np.ndarray) -> list[list[int]]:
     rows, columns = np.nonzero(confusion)
-    return np.stack([rows, columns, confusion[rows, columns]], 1).tolist()
+    found: list[list[int]] = np.stack([rows, columns, confusion[rows, columns]], 1).tolist()
+    return found
 
 
 def _with_masks(segments: Sequence[dict[str, Any]], ids: np.ndarray, key: str) -> list[dict[str, Any]]:

@@ -36,17 +36,8 @@ from tessera.pictures.style import (
 from tessera.spec.planning import Condition
 from tessera.structures import told_apart
 
-BY_CLASS = {
-    "PQ": "PQ",
-    "SQ": "SQ",
-    "RQ": "RQ",
-    "AP": "AP",
-    "AP50": "AP50",
-    "box_AP": "box_AP",
-    "box_AP50": "box_AP50",
-    "mIoU": "IoU",
-    "mean_accuracy": "accuracy",
-}
+BY_CLASS = {name: name for name in ("PQ", "SQ", "RQ", "AP", "AP50", "box_AP", "box_AP50")}
+BY_CLASS |= {"mIoU": "IoU", "mean_accuracy": "accuracy"}
 """Metric -> what a class contributes to it, as per-class rows call it."""
 
 MARKERS = {"torch": "o", "onnx": "s", "trt": "^"}
@@ -87,7 +78,7 @@ def leading_metrics(rows: Sequence[Row], metrics: Sequence[str]) -> list[str]:
     leading = []
     for row in rows:
         found = row.runs[0].evaluations[0].metrics
-        has = [name for name in metrics if found.get(name) is not None]
+        has = [name for name in metrics if name in found]
         leading += ([name for name in has if base_name(name) in BY_CLASS] or has)[:1]
     return [name for name in metrics if name in leading]
 
@@ -152,9 +143,7 @@ def draw_accuracy_time(rows: Sequence[Row], metrics: Sequence[str]) -> Figure:
         axes.set_xlim(min(times) / 1.3, max(times) * 1.3)
         ends = {}
         for number, row in enumerate(rows):
-            points = [
-                (column, *_mean_point(row, column, metric)) for column in columns if _measured(row, column, metric)
-            ]
+            points = [(column, *point) for column in columns if (point := _mean_point(row, column, metric))]
             if not points:
                 continue
             style = look(number)
@@ -334,19 +323,16 @@ def _curve(curves: pd.DataFrame, column: str) -> pd.Series:
     return curves[["epoch", column]].dropna().set_index("epoch")[column] * (1 if column == "train_loss" else 100)
 
 
-def _of(row: Row, column: Condition) -> list[Evaluation]:
-    return [e for run in row.runs for e in run.evaluations if e.column == column]
-
-
-def _measured(row: Row, column: Condition, metric: str) -> bool:
-    return any(evaluation.metrics.get(metric) is not None for evaluation in _of(row, column))
-
-
-def _mean_point(row: Row, column: Condition, metric: str) -> tuple[float, float]:
+def _mean_point(row: Row, column: Condition, metric: str) -> tuple[float, float] | None:
     """Seconds per image and percent, over seeds."""
     found = [
-        (e.seconds / e.images, 100 * value) for e in _of(row, column) if (value := e.metrics.get(metric)) is not None
+        (one.seconds / one.images, 100 * one.metrics[metric])
+        for run in row.runs
+        for one in run.evaluations
+        if one.column == column and metric in one.metrics
     ]
+    if not found:
+        return None
     seconds, percent = np.mean(found, axis=0)
     return float(seconds), float(percent)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -104,10 +105,7 @@ class ComparisonTable:
     @property
     def groups(self) -> list[tuple[str, int]]:
         """(name, number of columns) of the runtimes, from left to right."""
-        found: dict[str, int] = {}
-        for column in self.columns:
-            found[column.group] = found.get(column.group, 0) + 1
-        return list(found.items())
+        return list(Counter(column.group for column in self.columns).items())
 
     def row_texts(self, row: Row) -> list[str]:
         """Its name, under ``keys``."""
