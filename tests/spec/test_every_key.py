@@ -213,7 +213,7 @@ READERS = {
     "dataset": ("data", "spec/sources", "ops"),
     "train": ("training", "data", "models"),
     "postprocess": ("models",),
-    "evaluate": ("commands", "inference", "evaluation"),
+    "evaluate": ("commands", "inference", "metrics"),
     "testing": ("inference",),
     "inference": ("inference",),
     "export": ("deploy",),

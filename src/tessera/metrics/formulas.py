@@ -73,11 +73,15 @@ def by_class(statistics: Statistics) -> list[dict[str, Any]]:
     for kind, prefix in KINDS.items():
         if kind not in statistics.parts:
             continue
-        last = statistics.limits.detections[-1]
-        precision, recall, present = _curves(statistics, kind, None, "all", last, range(THRESHOLDS), True)
-        for name, curves in (("AP", precision[0]), ("AP50", precision[0, :1]), ("AR", recall[0])):
-            means = [curves[..., place].ravel().mean() if there else math.nan for place, there in enumerate(present[0])]
-            add(f"{prefix}{name}{most}", _detected(statistics), map(float, means))
+        ranked = _ranked(statistics, kind, statistics.limits.detections[-1])
+        every_image = np.ones((1, len(statistics)), np.int64)
+        precision, recall, present = _curves(statistics, kind, every_image, "all", ranked, range(THRESHOLDS), True)
+        for name, curves in (("AP", precision[:, 0]), ("AP50", precision[:, 0, 0]), ("AR", recall[:, 0])):
+            means = [
+                float(curve.ravel().mean()) if there else math.nan
+                for curve, there in zip(curves, present[0], strict=True)
+            ]
+            add(f"{prefix}{name}{most}", _detected(statistics), means)
     if "semantic" in statistics.parts:
         hits, truth, predicted = _sums(statistics, "semantic", None)
         add("IoU", every, divide(hits, truth + predicted - hits)[0].tolist())
@@ -125,7 +129,7 @@ def _panoptic(statistics: Statistics, weights: np.ndarray | None) -> dict[str, n
     for suffix, group in (("", counted), ("_things", counted & things), ("_stuff", counted - things)):
         for name, values in quality.items():
             of_group = values[:, sorted(group)]
-            found[f"{name}{suffix}"] = _mean(of_group, ~np.isnan(of_group))
+            found[f"{name}{suffix}"] = _mean(of_group.T, ~np.isnan(of_group))
     return found
 
 
@@ -164,6 +168,7 @@ def _coco(statistics: Statistics, kind: str, weights: np.ndarray | None, names: 
     weights = np.ones((1, len(statistics)), np.int64) if weights is None else weights
     found = {name: np.full(len(weights), np.nan) for name in names}
     step = max(1, ROOM // (THRESHOLDS * len(RECALLS) * max(1, len(_detected(statistics)))))
+    ranked = {most: _ranked(statistics, kind, most) for most in {averages[name].most for name in names}}
     for start in range(0, len(weights), step):
         part = slice(start, start + step)
         for size, most in dict.fromkeys((averages[name].size, averages[name].most) for name in names):
@@ -171,36 +176,33 @@ def _coco(statistics: Statistics, kind: str, weights: np.ndarray | None, names: 
             thresholds = sorted({threshold for one in asked.values() for threshold in one.thresholds})
             with_precision = not all(one.recall for one in asked.values())
             precision, recall, present = _curves(
-                statistics, kind, weights[part], size, most, thresholds, with_precision
+                statistics, kind, weights[part], size, ranked[most], thresholds, with_precision
             )
             for name, average in asked.items():
                 places = [thresholds.index(threshold) for threshold in average.thresholds]
-                found[name][part] = _mean((recall if average.recall else precision)[:, places], present)
+                found[name][part] = _mean((recall if average.recall else precision)[:, :, places], present)
     return found
 
 
 def _curves(
     statistics: Statistics,
     kind: str,
-    weights: np.ndarray | None,
+    weights: np.ndarray,
     size: str,
-    most: int,
+    ranked: Sequence[Columns],
     thresholds: Sequence[int],
     with_precision: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(R, T, 101, K) precision at ``RECALLS`` (empty unless asked for), (R, T, K) recall that all predictions together reach, and (R, K) whether
+    """(K, R, T, 101) precision at ``RECALLS`` (empty unless asked for), (K, R, T) recall that all predictions together reach, and (R, K) whether
     the resample has an object of the class; K are the ``_detected`` classes."""
-    columns, truth = statistics.parts[kind], statistics.parts[f"{kind}_truth"]
-    weights = np.ones((1, len(statistics)), np.int64) if weights is None else weights
-    labels = _detected(statistics)
-    recall = np.zeros((len(weights), len(thresholds), len(labels)))
-    precision = np.zeros((*recall.shape[:2], len(RECALLS) if with_precision else 0, len(labels)))
+    truth, labels = statistics.parts[f"{kind}_truth"], _detected(statistics)
+    recall = np.zeros((len(labels), len(weights), len(thresholds)))
+    precision = np.zeros((*recall.shape, len(RECALLS) if with_precision else 0))
     present = np.zeros((len(weights), len(labels)), bool)
-    for place, label in enumerate(labels):
+    for place, (label, found) in enumerate(zip(labels, ranked, strict=True)):
         of_class = truth["label"] == label
         objects = weights[:, truth["image"][of_class]] @ truth[size][of_class]
         present[:, place] = objects > 0
-        found = _ranked(columns, label, most)
         for row, threshold in enumerate(thresholds):
             counts = (found[f"ignored_{size}"] >> threshold & 1) == 0
             image = found["image"][counts]
@@ -210,23 +212,27 @@ def _curves(
                 part = slice(start, start + step)
                 drawn = weights[part][:, image]
                 hits = np.cumsum(drawn[:, matched], 1)
-                recall[part, row, place] = hits[:, -1] / np.maximum(objects[part], 1)
+                recall[place, part, row] = hits[:, -1] / np.maximum(objects[part], 1)
                 if with_precision:
                     seen = np.cumsum(drawn, 1)[:, matched]
                     # The precision of a recall is the best that this recall or a higher one has.
                     best = np.maximum.accumulate((hits / np.maximum(seen, 1))[:, ::-1], 1)[:, ::-1]
-                    precision[part, row, :, place] = _read(best, hits, objects[part])
+                    precision[place, part, row] = _read(best, hits, objects[part])
     return precision, recall, present
 
 
-def _ranked(columns: Columns, label: int, most: int) -> Columns:
-    """One class's predictions, ``most`` of an image, by descending score, images in order where scores are equal."""
-    found = {key: values[columns["label"] == label] for key, values in columns.items()}
-    _, starts = np.unique(found["image"], return_index=True)
-    rank = np.arange(found["image"].size) - np.repeat(starts, np.diff([*starts, found["image"].size]))
-    kept = np.flatnonzero(rank < most)
-    order = kept[np.argsort(-found["score"][kept], kind="stable")]
-    return {key: values[order] for key, values in found.items()}
+def _ranked(statistics: Statistics, kind: str, most: int) -> list[Columns]:
+    """Of each of the ``_detected`` classes the predictions, ``most`` of an image, by descending score, images in order where scores are equal."""
+    columns = statistics.parts[kind]
+    classes = []
+    for label in _detected(statistics):
+        found = {key: values[columns["label"] == label] for key, values in columns.items()}
+        _, starts = np.unique(found["image"], return_index=True)
+        rank = np.arange(found["image"].size) - np.repeat(starts, np.diff([*starts, found["image"].size]))
+        kept = np.flatnonzero(rank < most)
+        order = kept[np.argsort(-found["score"][kept], kind="stable")]
+        classes.append({key: values[order] for key, values in found.items()})
+    return classes
 
 
 def _read(best: np.ndarray, hits: np.ndarray, objects: np.ndarray) -> np.ndarray:
@@ -251,7 +257,7 @@ def _hits_needed(objects: tuple[int, ...]) -> np.ndarray:
 
 
 def _mean(values: np.ndarray, present: np.ndarray) -> np.ndarray:
-    """(R,) means of (R, ..., K) values over the entries of the classes that each row has, (R, K); NaN where it has none. Row by row, so that no
-    zero of an absent class changes the order of a sum."""
-    rows = [row[..., has].ravel() for row, has in zip(values, present, strict=True)]
+    """(R,) means of (K, R, ...) values over the entries of the classes that each row has, (R, K); NaN where it has none. Row by row and classes
+    last, as COCO adds them up, so that no zero of an absent class changes the order of a sum."""
+    rows = [np.moveaxis(values[has, row], 0, -1).ravel() for row, has in enumerate(present)]
     return np.array([row.mean() if row.size else np.nan for row in rows])
