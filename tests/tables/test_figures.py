@@ -315,11 +315,11 @@ def test_experiments_without_pictures_are_left_out_of_them(root: Path, capsys: p
     undrawn.write_text("inference: {draw: 'off'}")
     grid = two_rows(root)
     reseal(root / "results/mask2former_res_net/inference/index.json", images=[{"file_name": "a/0.png"}])
-    figures.figures(grid, "t", root / "results")
+    figures(grid, "t", root / "results")
     assert "mask2former_res_net: no pictures, inference.draw is off" in capsys.readouterr().err
     rows = collect_rows(grid, "t", root / "results")
-    assert [text.get_text() for text in figures.draw_pictures(rows).texts][:1] == ["swin"]
-    (text,) = figures.draw_pictures(rows[1:]).texts
+    assert [text.get_text() for text in draw_pictures(rows).texts][:1] == ["swin"]
+    (text,) = draw_pictures(rows[1:]).texts
     assert "inference.draw is off" in text.get_text()
 
 
