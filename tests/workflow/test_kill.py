@@ -284,7 +284,7 @@ def kill_and_run_again(whole: Whole, folder: Path, victims: Victims, signum: int
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
     moment = kill(folder, victims, signum, part, write, 0.5 * whole.seconds[part] if victims in (group, stage) else 6)
     half = assert_nothing_half_written(folder)
-    if any((folder / ".snakemake/locks").iterdir()):
+    if any(folder.glob(".snakemake/locks/*")):
         subprocess.run(["snakemake", "--unlock"], cwd=folder, env=ENVIRONMENT, check=True, capture_output=True)
     run(folder, part.target)
     return f"{moment}: {half} temporary names left, {assert_same(folder, whole.folder, whole.files[part])}"
