@@ -116,6 +116,7 @@ def test_a_list_of_images_for_a_test_server(place: Path, capsys: pytest.CaptureF
     assert annotation["image_id"] == 581929
     with Image.open(place / "found/panoptic" / annotation["file_name"]) as picture:
         assert picture.mode == "RGB"
+    assert not (place / "data").exists()
 
 
 def test_a_list_of_images_is_read_as_every_other_coco_file(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -207,16 +207,17 @@ class CocoDataset(SegmentationDataset):
         self._attach(self._index)
 
 
-def open_index(source: Path, segments: bool | None = None) -> CocoIndex:
+def open_index(source: Path, segments: bool | None = None, folder: Path | None = None) -> CocoIndex:
     """The index of a COCO file, made first where there is none, an incomplete one or one of another format.
 
     ``segments``: the annotations must (panoptic) or must not (instance) have ``segments_info``; None for who reads ``listed`` alone.
+    ``folder``: of the indices, for who keeps none.
     Raises UserError where the file is of the other kind, or no COCO file.
     """
     digest = file_digest(source)
     if digest in (MISSING, UNREADABLE):
         read_json(source)
-    folder = Path(os.environ.get(FOLDER) or "data/.index")
+    folder = folder or Path(os.environ.get(FOLDER) or "data/.index")
     path = folder / digest
     found = _whole(path)
     if found is None:

@@ -152,16 +152,15 @@ def read_image_list(path: Path, folder: Path) -> list[ImageSource]:
 
     Raises UserError with all that is wrong with the file.
     """
-    index = open_index(path)
-    findings = Findings()
-    index.report([number for number, _ in index.categories()], findings)
-    findings.raise_errors(str(path))
-    if not len(index):
+    with tempfile.TemporaryDirectory() as kept:
+        index = open_index(path, folder=Path(kept))
+        findings = Findings()
+        index.report([number for number, _ in index.categories()], findings)
+        findings.raise_errors(str(path))
+        listed = list(zip(index.file_names, index.image_ids.tolist(), strict=True))
+    if not listed:
         raise UserError(f"{path}: expected a COCO file with a list `images` of objects with `id` and `file_name`")
-    return [
-        ImageSource(folder / name, name, identity)
-        for name, identity in zip(index.file_names, index.image_ids.tolist(), strict=True)
-    ]
+    return [ImageSource(folder / name, name, identity) for name, identity in listed]
 
 
 def number_files(paths: Sequence[Path], root: Path) -> list[ImageSource]:
