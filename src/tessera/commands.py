@@ -237,8 +237,8 @@ def _other_model(job: Job, path: Path) -> str | None:
         return None
     if job.verb not in ("export", "evaluate", "infer") or stage not in ("train", "export"):
         return (
-            f"put the keys into config/variants/VARIANT.yaml, add VARIANT to `variants` in config/config.yaml, and `snakemake --cores 2` makes "
-            f"{RESULTS}/EXPERIMENT-VARIANT/{job.record_name} and all before it"
+            "put the keys into config/variants/VARIANT.yaml and add VARIANT to `variants` in config/config.yaml; then "
+            f"`{workflow_command(RESULTS / 'EXPERIMENT-VARIANT' / job.record_name)}` makes it and all before it"
         )
     words = [job.name, *job.overrides, *([] if job.data_root is None else ["--data-root", job.data_root])]
     folder, commands, made = ELSEWHERE / job.name, [], job.checkpoint

@@ -377,7 +377,7 @@ EVALUATIONS = [
         "evaluation-metric-above-1",
         COMPARE,
         EVALUATION,
-        ("metric PQ is 41.5", "between 0 and 1"),
+        ("metrics.PQ", "less than or equal to 1, found 41.5"),
         (in_evaluation("metrics.PQ", 41.5),),
     ),
     Case(

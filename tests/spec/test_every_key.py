@@ -210,7 +210,7 @@ READERS = {
     "seed": ("training", "data"),
     "data_root": ("data",),
     "model": ("models", "data"),
-    "dataset": ("data", "spec/sources", "ops"),
+    "dataset": ("data", "interop/kitti", "interop/storage", "spec/sources", "ops"),
     "train": ("training", "data", "models"),
     "postprocess": ("models",),
     "evaluate": ("commands", "inference", "metrics"),

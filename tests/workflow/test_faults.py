@@ -189,6 +189,7 @@ def test_data_that_a_rule_made_are_deleted(project: Project) -> None:
         assert "`snakemake --cores 2 data/demo/manifest.json`" in failed.stdout
         assert project.calls() == []
     pictures = "results/mask2former_swin/inference/index.json"
+    (project.root / "data/own.png").touch()
     project.configure("experiments/mask2former_swin-demo", {"inference": {"images": "own.png"}})
     project.run(pictures)  # of none of them
     project.configure("experiments/mask2former_swin-demo", {"train": {"optim": {"lr": 3.0e-4}}})

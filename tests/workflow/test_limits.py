@@ -165,7 +165,7 @@ def test_every_stage_works(project: Path, tmp_path: Path, limit: str | int) -> N
     assert digest_file(project / MODEL) == digest
 
 
-@pytest.mark.parametrize("verb", ["train", "evaluate", "parity"])
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
@@ -214,9 +214,8 @@ def _hang(after: int) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("verb", ["evaluate", "parity"])
-def test_a_signal_ends_the_wait_for_a_batch(project: Path, verb: str, signum: int) -> None:
-    code, said, seconds = stopped(project, STAGES[verb], hang(1), signum)
+def test_a_signal_ends_the_wait_for_a_batch(project: Path, signum: int) -> None:
+    code, said, seconds = stopped(project, STAGES["evaluate"], hang(1), signum)
     assert code == (-signum if signum == signal.SIGTERM else 130), said
     assert "Traceback" not in said
     assert seconds < 20

@@ -92,7 +92,7 @@ SHORT = {"train": 1, "evaluate": 1, "export": 1, "parity_onnx": 1, "evaluate_onn
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (set_threshold, {"evaluate": 1, "evaluate_onnx": 1, "infer": 1, **TABLES}),
+        (set_threshold, {"evaluate": 1, "parity_onnx": 1, "evaluate_onnx": 1, "infer": 1, **TABLES}),
         (set_learning_rate, SHORT),
         (swap_two_losses, SHORT),
         (set_metrics, {"compare": 1, "figures": 1, "all": 1}),

@@ -104,4 +104,6 @@ def test_lost_data_are_made_again_from_their_beginning(tmp_path: Path, monkeypat
     with pytest.raises(UserError, match=f"^{second}: no such file"):
         plan.refuse_lost_data(stages, (first,))
     plan.refuse_lost_data(stages, (first, second))
-    plan.refuse_lost_data([("export", "mask2former_swin-demo_kitti")], ())
+    with pytest.raises(UserError, match="these data are gone"):  # the size of the graph follows from the images
+        plan.refuse_lost_data([("export", "mask2former_swin-demo_kitti")], ())
+    plan.refuse_lost_data([("precision", "mask2former_swin-demo_kitti")], ())

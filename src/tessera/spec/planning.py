@@ -58,7 +58,7 @@ PLANS = Path(".snakemake/planned")
 PLANS_DAYS = 30
 """So long a job may wait in a queue after its Snakemake was killed."""
 
-READ_DATA = ("train", "export", *(verb for verb, stage in STAGES.items() if stage.reads_split))
+READ_DATA = ("train", *(verb for verb, stage in STAGES.items() if stage.reads_split))
 """Stages that open the dataset."""
 
 
@@ -265,8 +265,10 @@ class Plan:
             )
 
     def _reads_data(self, rule: str, experiment: str) -> bool:
-        verb = rule.partition("_")[0]
-        return verb in READ_DATA and (verb != "infer" or self.spec(experiment).inference.images is None)
+        verb, spec = rule.partition("_")[0], self.spec(experiment)
+        if verb == "export":
+            return not spec.export.dynamic_size and None in (spec.export.input_height, spec.export.input_width)
+        return verb in READ_DATA and (verb != "infer" or spec.inference.images is None)
 
     def _markers(self, name: str) -> list[str]:
         """The manifests that rules write when a dataset is whole; that of what a conversion reads stands before the conversion's own."""
