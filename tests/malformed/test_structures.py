@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import resource
 import shutil
@@ -29,6 +28,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tessera import cli
+from tests.forks import FORKS
 from tests.malformed.project import EXPERIMENT, RECIPE, content
 
 SECONDS = 20
@@ -43,11 +43,6 @@ at_random = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
 )
 """The same examples everywhere, so that a failure is a failure of the change that it appears with."""
-
-
-FORKS = multiprocessing.get_context("forkserver")
-"""Threads that other tests left in this process do not survive a fork of it."""
-FORKS.set_forkserver_preload([__name__, "tessera.training.train", "tessera.data.check"])
 
 
 def answer(command: list[str], folder: Path) -> tuple[int, str]:

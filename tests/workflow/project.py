@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import shutil
@@ -18,13 +17,9 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[2]
+from tests.forks import FORKS
 
-FORKS = multiprocessing.get_context("forkserver")
-"""Snakemake takes seconds to import: one process does it once, and every call is a fork of it."""
-FORKS.set_forkserver_preload(
-    ["snakemake.cli", "snakemake.report.html_reporter", "smart_open", "pandas", "pulp", "tessera.spec.planning"]
-)
+ROOT = Path(__file__).parents[2]
 
 CONFIG: dict[str, Any] = {
     "models": ["mask2former"],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import multiprocessing
 import os
 import re
 import resource
@@ -25,14 +24,12 @@ from PIL import Image
 from tessera.data.demo import write_demo
 from tessera.files import digest_file
 from tessera.spec.schema import DemoSpec
+from tests.forks import FORKS
 from tests.malformed.project import EXPERIMENT, MODEL, RECIPE, TINY, merged, write_config
 from tests.workflow.project import wait_until
 
 SECONDS = 60
 """Within which a stage must end here, whether it works or not."""
-FORKS = multiprocessing.get_context("forkserver")
-"""Torch takes seconds to import, and threads that other tests left do not survive a fork of their process."""
-FORKS.set_forkserver_preload(["torch", "tessera.cli", "tessera.training.train", "tessera.data.datamodule"])
 CLONE_NEWNS = 0x20000
 WORKERS = {split: {"num_workers": 2} for split in ("train", "val", "test")}
 STAGES = {
